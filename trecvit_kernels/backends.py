@@ -1,0 +1,120 @@
+"""Which implementation of an op runs: what is available here, why the others are not, and the choice.
+
+Backends: ``reference`` (plain PyTorch, any device), ``sdpa`` (PyTorch's scaled_dot_product_attention, for
+``spatial_attention``), ``native`` (C++ on the CPU), ``triton`` and ``cuda``.
+
+Order of choice: the op's ``backend=`` argument, then ``with backends.use(name)``, then the environment
+variable ``TRECVIT_BACKEND``, then the default of the tensor's device. A backend asked for by argument must be
+offered by that op; an override or the environment variable speaks for the ops that offer the backend and
+leaves the others at their default. Whatever was asked for and cannot run raises ``RuntimeError`` with the reason.
+A default that has to fall back to ``reference`` warns once per op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+NAMES = ("reference", "sdpa", "native", "triton", "cuda")
+_DEFAULT_ORDER = {"cpu": ("native", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
+_DEVICES = {"native": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
+# Backends that do not exist yet say so; the rooms that add them replace the entry.
+_NOT_BUILT = {"triton": "this version has no Triton kernels yet", "cuda": "this version has no CUDA kernels yet"}
+
+_override: str | None = None
+_environment: str | None = os.environ.get("TRECVIT_BACKEND") or None
+_warned: set[str] = set()
+
+_native_error: str | None = None
+try:
+    importlib.import_module("trecvit_kernels._native")
+except ImportError as error:  # the package still works, on the reference backend
+    _native_error = f"the compiled extension cannot be imported ({error})"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a backend can run in this process and, if not, why."""
+
+    available: bool
+    reason: str = ""
+
+
+def available() -> dict[str, Status]:
+    """Status of every backend in this process, in the order of ``NAMES``."""
+    return {name: Status(not (why := _why_not(name)), why) for name in NAMES}
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Prefer backend ``name`` for every op called inside the ``with`` block (for the whole process).
+
+    Raises ValueError for an unknown name and RuntimeError if the backend cannot run here.
+    """
+    global _override
+    _check_known(name, "backends.use")
+    if reason := _why_not(name):
+        raise RuntimeError(f"backends.use: backend {name!r} is not available: {reason}")
+    previous, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def select(op: str, requested: str | None, device: str, offered: tuple[str, ...]) -> str:
+    """Name of the backend that runs ``op`` on tensors of device type ``device``.
+
+    ``offered`` are the backends that the op has. Raises ValueError for a name that is unknown or not offered,
+    RuntimeError for one that cannot run.
+    """
+    if requested is not None:
+        _check_known(requested, op)
+        if requested not in offered:
+            raise ValueError(f"{op}: backend must be one of {', '.join(offered)}, got {requested!r}")
+    else:
+        preferred = _override if _override is not None else _environment
+        if preferred is not None:
+            _check_known(preferred, "TRECVIT_BACKEND")
+        requested = preferred if preferred in offered else None
+    if requested is not None:
+        if reason := _why_not(requested, device):
+            raise RuntimeError(f"{op}: backend {requested!r} cannot run here: {reason}")
+        return requested
+    return _default(op, device, offered)
+
+
+def _default(op: str, device: str, offered: tuple[str, ...]) -> str:
+    candidates = [name for name in _DEFAULT_ORDER.get(device, ()) if name in offered and name != "reference"]
+    for name in candidates:
+        if not _why_not(name, device):
+            return name
+    if op not in _warned and device in _DEFAULT_ORDER:
+        _warned.add(op)
+        why = "; ".join(f"{name}: {_why_not(name, device)}" for name in candidates)
+        warnings.warn(f"{op}: falling back to the slow reference backend on {device} ({why})", stacklevel=4)
+    return "reference"
+
+
+def _check_known(name: str, where: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"{where}: unknown backend {name!r}; known are {', '.join(NAMES)}")
+
+
+def _why_not(name: str, device: str | None = None) -> str:
+    """Empty if the backend can run (on ``device``, where given), else the reason."""
+    if name in _NOT_BUILT:
+        return _NOT_BUILT[name]
+    if name == "native" and _native_error is not None:
+        return _native_error
+    if device is not None and device not in _DEVICES.get(name, (device,)):
+        return f"it runs on {' or '.join(_DEVICES[name])} tensors, these are on {device}"
+    if name in ("triton", "cuda") and not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    return ""

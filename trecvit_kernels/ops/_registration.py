@@ -1,0 +1,80 @@
+"""The only file that knows torch.library: how an op becomes visible to PyTorch's dispatcher and compiler.
+
+Each op is registered raw (forward and backward as two functions without autograd) under
+``torch.ops.trecvit_kernels``; the public function in ``op.py`` puts an ``autograd.Function`` around it and
+enters it only when a gradient is needed. That costs a third of ``torch.library.custom_op``'s overhead.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+NAMESPACE = "trecvit_kernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    room: str,
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+) -> Callable[..., Any]:
+    """Register ``name`` with ``schema``, whose last argument must be ``str backend``.
+
+    room: package that holds one module per backend, each with a function called ``name`` (taking the schema's
+    arguments but ``backend``). fake: shapes and dtypes of the results, same arguments as the schema.
+    flops: 2 per multiply-add, from shapes, as ``torch.utils.flop_counter`` passes them.
+    """
+    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def run(*args: Any) -> Any:
+        *arguments, backend = args
+        return getattr(importlib.import_module(f"{room}.{backend}"), name)(*arguments)
+
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _vmap_by_loop(packet.default), lib=_LIBRARY)
+    register_flop_formula(packet)(flops)
+    return packet.default
+
+
+def needs_autograd(*tensors: Tensor | None) -> bool:
+    """Whether a call must be recorded: a gradient is wanted, or a functorch transform is looking."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast(device: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under ``torch.autocast`` the activations of an op take the autocast dtype (its state stays float32)."""
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Batching rule: one call per example, results stacked. Right for every op, parameters batched or not."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        per_example = []
+        for index in range(info.batch_size):
+            selected = [
+                arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, in_dims, strict=True)
+            ]
+            per_example.append(op(*selected))
+        if isinstance(per_example[0], Tensor):
+            return torch.stack(per_example), 0
+        stacked = tuple(torch.stack(parts) for parts in zip(*per_example, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule

@@ -1,0 +1,16 @@
+"""Self-attention inside a frame, written out: the truth that every kernel is held to."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trecvit_kernels.ops._dtypes import state_dtype
+
+
+def spatial_attention(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v per frame and head; shapes as in ``trecvit_kernels.ops.spatial_attention``."""
+    q, k, v = qkv.to(state_dtype(qkv.dtype)).unflatten(-1, (3, num_heads, -1)).unbind(-3)
+    q, k, v = (part.transpose(-3, -2) for part in (q, k, v))  # (..., H, N, D)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    weights = (scale * q @ k.transpose(-1, -2)).softmax(dim=-1)
+    return (weights @ v).transpose(-3, -2).flatten(-2).to(qkv.dtype)
