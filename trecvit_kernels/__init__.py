@@ -1,6 +1,16 @@
 """trecvit_kernels: recurrent video transformers and the kernels under them."""
 
-from trecvit_kernels import backends, ops
+from trecvit_kernels import backends, modules, ops
+from trecvit_kernels.models import Stream, TRecViT, TRecViTConfig, create_model, load_official_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["backends", "ops"]
+__all__ = [
+    "Stream",
+    "TRecViT",
+    "TRecViTConfig",
+    "backends",
+    "create_model",
+    "load_official_checkpoint",
+    "modules",
+    "ops",
+]

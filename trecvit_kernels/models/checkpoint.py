@@ -1,0 +1,189 @@
+"""DeepMind's released checkpoints: reading, writing and converting their flat .npz files."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trecvit_kernels.models import official, pretrained
+from trecvit_kernels.models.config import TRecViTConfig, check_fields
+from trecvit_kernels.models.trecvit import TRecViT
+
+_WHERE = "load_official_checkpoint"
+# Overrides that make another model of the file's weights; all others say what the file is.
+_OF_THE_TARGET = ("image_size", "num_classes", "frames_per_clip", "dropout", "min_radius")
+
+
+def load_official_checkpoint(path: str | Path, **overrides: Any) -> TRecViT:
+    """A TRecViT from an .npz file in the layout of DeepMind's ``utils.load_ckpt``.
+
+    Width, depth, MLP width, heads, patch size, LRU width, convolution width, real or complex LRU, head width
+    and number of classes follow from the shapes; a ``tokenizer/cls`` means pool="cls" (else "mean"), a
+    ``tokenizer/pos_embedding`` learned positions (else "sincos2d"). A square image is assumed; without
+    learned positions 224 x 224. A file without any ``decoder/`` array (an encoder) gives ``head_width=0,
+    num_classes=0``: the model returns the temporal mean of the pooled tokens.
+
+    Args:
+        path: the file. Pickled arrays are refused.
+        overrides: fields of ``TRecViTConfig``. ``image_size`` says which image a table of positions is for if
+            the number of patches agrees, else the positions are interpolated (bicubic) from the square grid.
+            Another ``num_classes`` than the file's starts a new classifier, with a warning. ``head_width=0``
+            leaves all ``decoder/`` arrays out. ``frames_per_clip`` is not in the file: None unless given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an .npz, truncated, damaged or pickled; arrays that are missing, unexpected or
+            misshapen (all are named); an override that is no field of the configuration.
+    """
+    check_fields(_WHERE, overrides)
+    arrays = read_npz(path)
+    if overrides.get("head_width") == 0:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("decoder/")}
+    source, target = _infer(arrays, overrides)
+    with torch.device("meta"):
+        skeleton = TRecViT(source)
+    expected = official.to_official(skeleton.state_dict(), source)
+    pretrained.compare(f"{_WHERE}: {path}", {name: t.shape for name, t in expected.items()}, arrays)
+    return pretrained.build(_WHERE, source, official.from_official(arrays, source), target)
+
+
+def read_npz(path: str | Path) -> dict[str, Tensor]:
+    """Every array of an .npz as a float tensor, without ever unpickling."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{_WHERE}: path must be an .npz file, found no file {path}")
+    arrays: dict[str, Tensor] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            for name in file.files:
+                array = file[name]
+                if array.dtype not in (np.float16, np.float32, np.float64):
+                    raise ValueError(f"{name} has dtype {array.dtype}, not a floating one")
+                arrays[name] = torch.from_numpy(array).float()
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{_WHERE}: {path} must be a complete .npz of plain floating arrays, without pickles ({error})"
+        ) from error
+    return arrays
+
+
+def _infer(arrays: Mapping[str, Tensor], overrides: dict[str, Any]) -> tuple[TRecViTConfig, TRecViTConfig]:
+    """Configuration of the file, and of the model that is asked for."""
+
+    def sizes(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in arrays:
+            raise ValueError(
+                f"{_WHERE}: the file must have the array {name}, which tells the model's size; missing {name}"
+            )
+        if arrays[name].ndim != ndim:
+            raise ValueError(
+                f"{_WHERE}: misshapen {name}: must have {ndim} dimensions, got {tuple(arrays[name].shape)}"
+            )
+        return tuple(arrays[name].shape)
+
+    block, vit = "encoder/residualblock_00/recurrent_block", "encoder/encoderblock_0"
+    patch_frames, *patch, colours, width = sizes("tokenizer/embedding/kernel", 5)
+    if patch_frames != 1 or colours != 3:
+        raise ValueError(
+            f"{_WHERE}: misshapen tokenizer/embedding/kernel: must be (1, rows, columns, 3, width), got"
+            f" {tuple(arrays['tokenizer/embedding/kernel'].shape)}"
+        )
+    decoder = any(name.startswith("decoder/") for name in arrays)
+    fields: dict[str, Any] = {
+        "width": width,
+        "depth": len({name.split("/")[1] for name in arrays if name.startswith("encoder/residualblock_")}),
+        "mlp_dim": sizes(f"{vit}/MlpBlock_0/Dense_0/kernel", 2)[1],
+        "num_heads": sizes(f"{vit}/MultiHeadDotProductAttention_0/query/kernel", 3)[1],
+        "patch_size": tuple(patch),
+        "lru_width": sizes(f"{block}/linear_x/kernel", 2)[1],
+        "conv1d_width": sizes(f"{block}/conv_1d/w", 2)[0],
+        "complex_lru": f"{block}/rg_lru/a_imag_param" in arrays,
+        "pool": "cls" if "tokenizer/cls" in arrays else "mean",
+        "posemb": "learned" if "tokenizer/pos_embedding" in arrays else "sincos2d",
+        "head_width": sizes("decoder/pre_logits/kernel", 2)[1] if decoder else 0,
+        "num_classes": sizes("decoder/cls_head/kernel", 2)[1] if decoder else 0,
+    }
+    fields.update({name: value for name, value in overrides.items() if name not in _OF_THE_TARGET})
+    wanted = {name: value for name, value in overrides.items() if name in _OF_THE_TARGET}
+    fields["min_radius"] = wanted.get("min_radius", 0.6)  # only initialisation reads it
+    source = TRecViTConfig(**{**fields, **{k: v for k, v in wanted.items() if k == "image_size"}})
+    if source.posemb == "learned" and "tokenizer/pos_embedding" in arrays:
+        patches = sizes("tokenizer/pos_embedding", 3)[1]
+        if "image_size" not in wanted or source.grid[0] * source.grid[1] != patches:
+            side = math.isqrt(patches)
+            if side * side != patches:
+                raise ValueError(
+                    f"{_WHERE}: image_size must be given: {patches} positions are no square grid"
+                    + (
+                        f", and image_size {source.image_size} has {source.grid} patches"
+                        if "image_size" in wanted
+                        else ""
+                    )
+                )
+            source = source.replace(image_size=(side * patch[0], side * patch[1]))
+    return source, source.replace(_WHERE, **wanted)
+
+
+def save_official_checkpoint(model: TRecViT, path: str | Path) -> None:
+    """Write the weights as float32 in DeepMind's .npz layout, complete or not at all."""
+    arrays = official.to_official(model.state_dict(), model.config)
+    plain: Any = {key: tensor.float().contiguous().cpu().numpy() for key, tensor in arrays.items()}
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file, **{key: tensor.float().contiguous().cpu().numpy() for key, tensor in arrays.items()}
+            )
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def convert(source: str | Path, target: str | Path, **overrides: Any) -> TRecViTConfig:
+    """DeepMind's .npz ``source`` to the folder ``target`` with model.safetensors and config.json.
+
+    A new folder appears complete or not at all; in an existing one each file is replaced whole. Returns the
+    configuration. Overrides and errors as in ``load_official_checkpoint``; FileExistsError if ``target`` is a
+    file.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"convert: target must be a folder, {target} is a file")
+    model = load_official_checkpoint(source, **overrides)
+    if target.exists():
+        pretrained.save(model, target)
+        return model.config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        pretrained.save(model, staging)
+        staging.chmod(0o755)
+        os.replace(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return model.config

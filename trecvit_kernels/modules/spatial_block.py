@@ -1,0 +1,79 @@
+"""Space and channel mixing of TRecViT: a pre-norm ViT block inside each frame."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trecvit_kernels import ops
+from trecvit_kernels._checks import check_like, check_tensor
+from trecvit_kernels.modules import _init
+from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.ops._dtypes import REAL
+
+EPS = 1e-6
+
+
+class SpatialBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on (..., N, width): every token of a frame sees all
+    others.
+
+    LayerNorm eps 1e-6, tanh GELU, dropout after attention, inside and after the MLP (Dosovitskiy et al.,
+    arXiv 2010.11929, as in big_vision).
+
+    Args:
+        width: channels. mlp_dim: hidden channels of the MLP. num_heads: attention heads, dividing width.
+        dropout: probability in [0, 1).
+
+    Raises:
+        ValueError: num_heads does not divide width, or dropout outside [0, 1).
+    """
+
+    def __init__(self, width: int, mlp_dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(
+                f"SpatialBlock: width must be a multiple of num_heads = {num_heads}, got {width}"
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"SpatialBlock: dropout must lie in [0, 1), got {dropout}")
+        self.width, self.num_heads, self.dropout = width, num_heads, dropout
+        self.norm_1 = nn.LayerNorm(width, eps=EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp_in = nn.Linear(width, mlp_dim)
+        self.mlp_out = nn.Linear(mlp_dim, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights (q, k, v each on its own); MLP biases N(0, 1e-6), the others 0."""
+        width = self.width
+        _init.xavier_uniform_(self.qkv.weight, width, width)
+        _init.xavier_uniform_(self.out.weight, width, width)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+        for linear in (self.mlp_in, self.mlp_out):
+            _init.xavier_uniform_(linear.weight, linear.in_features, linear.out_features)
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., N, width), floating -> the same.
+
+        Raises:
+            TypeError, ValueError: x is not a floating tensor of this width on the module's device.
+        """
+        check_tensor("SpatialBlock", "x", x, ndim_at_least=2)
+        shape = (*x.shape[:-1], self.width)
+        check_like("SpatialBlock", "x", x, shape=shape, dtypes=REAL, device=self.qkv.weight.device)
+        x = add_residual(self._drop(self._attend(self.norm_1(x))), x)
+        return add_residual(self._drop(self._mlp(self.norm_2(x))), x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return self.out(ops.spatial_attention(self.qkv(x), self.num_heads))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp_out(self._drop(F.gelu(self.mlp_in(x), approximate="tanh")))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
