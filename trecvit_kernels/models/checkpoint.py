@@ -134,12 +134,8 @@ def _infer(arrays: Mapping[str, Tensor], overrides: dict[str, Any]) -> tuple[TRe
             side = math.isqrt(patches)
             if side * side != patches:
                 raise ValueError(
-                    f"{_WHERE}: image_size must be given: {patches} positions are no square grid"
-                    + (
-                        f", and image_size {source.image_size} has {source.grid} patches"
-                        if "image_size" in wanted
-                        else ""
-                    )
+                    f"{_WHERE}: image_size must have {patches} patches, as many as the file has positions (they are"
+                    f" no square grid), got {wanted.get('image_size')}"
                 )
             source = source.replace(image_size=(side * patch[0], side * patch[1]))
     return source, source.replace(_WHERE, **wanted)
@@ -153,9 +149,7 @@ def save_official_checkpoint(model: TRecViT, path: str | Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file, **{key: tensor.float().contiguous().cpu().numpy() for key, tensor in arrays.items()}
-            )
+            np.savez(file, allow_pickle=False, **plain)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -25,8 +25,8 @@ class TRecViTConfig:
         complex_lru: complex recurrence in merged halves.
         pool: "cls" (a token before the patches) or "mean" over the patches.
         posemb: "learned" or "sincos2d".
-        head_width: channels of the pre-logits; 0 leaves that layer out (the pooled tokens are the
-        pre-logits). num_classes: 0 leaves the classifier out.
+        head_width: channels of the pre-logits; 0 leaves that layer out (pooled tokens count as pre-logits).
+        num_classes: 0 leaves the classifier out.
         frames_per_clip: a video of T frames counts as max(T // frames_per_clip, 1) clips; None: as one.
         dropout: probability inside the ViT blocks and before the classifier.
 

@@ -116,7 +116,8 @@ class TRecViT(
 
         Args:
             video: (B, T, 3, H, W), RGB, floating in [0, 1] or uint8 in [0, 255]; H and W give the patch grid
-                of ``config.image_size``. It counts as max(T // frames_per_clip, 1) clips, which must divide T.
+                of ``config.image_size``. It counts as max(T // frames_per_clip, 1) clips, which must
+                divide T.
             return_dict: also return what leads to the logits.
             intermediates: names out of ``intermediate_names`` to add to the dictionary.
 
@@ -338,8 +339,8 @@ def create_model(
         name: the first four are as in the paper (LRU width = width, radius from 0.6), trecvit_base_k400 is as
             released (LRU width doubled, radius from 0.5, clips of 32 frames).
         num_classes: of the classifier; 0 for none.
-        pretrained: None for random weights; a folder of ``save_pretrained``, a Hub id, or DeepMind's .npz
-        file. overrides: other fields of ``TRecViTConfig``.
+        pretrained: None for random weights; a folder of ``save_pretrained``, a Hub id, or DeepMind's .npz file.
+        overrides: other fields of ``TRecViTConfig``.
 
     Raises:
         ValueError: an unknown name or field, a value that does not fit, or weights of another size.

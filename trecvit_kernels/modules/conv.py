@@ -35,7 +35,9 @@ class CausalConv1d(nn.Module):
     def forward(
         self, x: Tensor, *, tail: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        r"""Args:
+        r"""Convolve along time.
+
+        Args:
             x: (B, T, \*lanes, width), floating.
             tail: (B, K-1, \*lanes, width), the frames before x, oldest first; None means zeros.
             reset: bool (B, T); frames before a reset are not read by frames at or after it.

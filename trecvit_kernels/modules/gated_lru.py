@@ -99,7 +99,9 @@ class GatedLRU(nn.Module):
     def forward(
         self, x: Tensor, *, h0: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        r"""Args:
+        r"""Run the recurrence along time.
+
+        Args:
             x: (B, T, \*lanes, width), floating.
             h0: (B, \*lanes, width), the state before the first frame, float32 (float64 for float64 x).
             reset: bool (B, T), as in ``ops.gated_lru``: None with ``h0=None`` starts a sequence.

@@ -72,7 +72,9 @@ class RecurrentBlock(nn.Module):
     def forward(
         self, x: Tensor, *, state: State | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        r"""Args:
+        r"""Mix over time.
+
+        Args:
             x: (B, T, \*lanes, width), floating; TRecViT: (B, T, N, D).
             state: (h, tail) from a former call, h (B, \*lanes, lru_width) in the state dtype, tail
                 (B, K-1, \*lanes, lru_width). None starts a sequence, unless ``reset`` is given.
