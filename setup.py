@@ -2,7 +2,7 @@
 
     python setup.py build_ext --inplace
 
-rebuilds what changed in csrc/ and puts the module into the source tree (also where an editable install looks).
+rebuilds what changed in csrc/ and puts the module into the source tree, where an editable install finds it.
 The build tree is kept in build/. ``CMAKE_ARGS`` adds options, e.g. ``CMAKE_ARGS="-DTRECVIT_CUDA=OFF"``.
 """
 

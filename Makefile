@@ -1,0 +1,61 @@
+# make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
+# make test                linters, type checker, sanitizers, tests
+# make lint | sanitize | bench | clean
+#
+# Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
+# A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
+# libraries; for the smaller CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VIDEO ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
+SANITIZED := build/sanitized
+
+.PHONY: demo test lint sanitize bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.native
+	$(BIN)/trecvit demo $(if $(VIDEO),--video "$(VIDEO)")
+
+# The tests come last, so that pytest's closing line does too.
+test: lint sanitize
+	$(BIN)/pytest
+
+lint: $(VENV)/.native
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A second copy of the extension, built with AddressSanitizer and UBSan, runs the hostile cases of the ops. Python
+# itself is not instrumented, so the sanitizers' libraries are preloaded (GCC's; libstdc++ too, for its exceptions).
+sanitize: $(VENV)/.native
+	CMAKE_ARGS="-DTRECVIT_SANITIZE=address,undefined -DTRECVIT_CUDA=OFF" $(BIN)/python setup.py --quiet build_ext \
+	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/cmake
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
+	TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
+	$(BIN)/pytest -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
+
+bench: $(VENV)/.native
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info trecvit_kernels/_native.*.so $(VENV)
+
+# torch first, then the build tools, so that the package itself needs no second copy of them.
+$(VENV)/.deps: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
+	$(PIP) pybind11 cmake ninja
+	$(PIP) --no-build-isolation -e '.[video,benchmarks,test,dev]'
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.deps $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
