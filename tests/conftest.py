@@ -1,13 +1,31 @@
-"""What all tests share: the golden files."""
+"""What all tests share: golden files, parameters op and backend, the rule that no backend goes untested."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from .ops._suite import OPS, device_of, untested
 
 _ROOT = Path(__file__).resolve().parents[1]
+_SUITE = _ROOT / "tests" / "ops"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "ops(*names): the ops that a test parametrised over op and backend is about (default: all)",
+        "kernels_only: parametrise over every backend but the reference",
+        "reference_only: parametrise over the reference backend alone",
+        "large: offsets beyond 2^31 elements (address space rather than memory)",
+        "sanitize: hostile inputs that also run under AddressSanitizer and UBSan (make sanitize)",
+        "slow: takes more than a few seconds",
+    ):
+        config.addinivalue_line("markers", line)
+    config.pluginmanager.register(_EveryBackendRuns(config), "every_backend_runs")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +37,82 @@ def golden() -> Path:
         if (folder / "trecvit").is_dir():
             return folder
     pytest.skip("no golden files: looked for trecvit/ in " + ", ".join(map(str, candidates)))
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def device(op, backend) -> str:  # type: ignore[no-untyped-def]
+    """Device type that ``backend`` runs ``op`` on."""
+    found, reason = device_of(op, backend)
+    assert found is not None, reason
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Arguments ``op``, ``backend`` (and ``case``): every backend that every op offers, on every case.
+
+    A backend that cannot run here is a skip with its reason.
+    """
+    if not {"op", "backend"} <= set(metafunc.fixturenames):
+        return
+    narrowed = metafunc.definition.get_closest_marker
+    ops = marker.args if (marker := narrowed("ops")) else tuple(OPS)
+    with_cases = "case" in metafunc.fixturenames
+    params = []
+    for op in (OPS[name] for name in ops):
+        for backend in op.backends:
+            if narrowed("kernels_only" if backend == "reference" else "reference_only"):
+                continue
+            where, reason = device_of(op, backend)
+            marks = [] if where else [pytest.mark.skip(reason=f"not available: {reason}")]
+            for case in op.cases if with_cases else (None,):
+                values = (op, backend, case) if with_cases else (op, backend)
+                name = f"{op.name}-{backend}" + (f"-{case.name}" if with_cases else "")
+                params.append(pytest.param(*values, marks=marks, id=name))
+    metafunc.parametrize(("op", "backend", "case") if with_cases else ("op", "backend"), params)
+
+
+class _EveryBackendRuns:
+    """Fails a session that collected the whole op suite if a backend that can run here ran no case."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.ran: set[tuple[str, str]] = set()
+        self.complaints: list[str] = []
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if {"op", "backend", "case"} <= params.keys():
+            item.user_properties.append(("op_backend", (params["op"].name, params["backend"])))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        pair = dict(report.user_properties).get("op_backend")
+        if report.when == "call" and not report.skipped and pair is not None:
+            self.ran.add(tuple(pair))
+
+    def _whole_suite(self) -> bool:
+        option = self.config.option
+        narrowed = option.keyword or option.markexpr or option.deselect or option.collectonly
+        narrowed = narrowed or option.ignore or option.ignore_glob or getattr(option, "lf", False)
+        paths = [Path(argument).resolve() for argument in self.config.args if "::" not in argument]
+        return not narrowed and any(path == _SUITE or path in _SUITE.parents for path in paths)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        stopped_early = session.shouldstop or session.shouldfail
+        if hasattr(self.config, "workerinput") or stopped_early or not self._whole_suite():
+            return
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            self.complaints = untested(self.ran)
+            if self.complaints:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for complaint in self.complaints:
+            terminalreporter.write_line(f"FAILED {complaint}", red=True)

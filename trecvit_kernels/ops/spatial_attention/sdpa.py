@@ -13,4 +13,4 @@ def spatial_attention(qkv: Tensor, num_heads: int, *, scale: float | None = None
     packed = qkv.reshape(-1, *qkv.shape[-2:]).unflatten(-1, (3, num_heads, -1))
     q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).flatten(-2).reshape(*lead, qkv.shape[-2], -1)
+    return out.transpose(1, 2).flatten(-2).reshape(*lead, qkv.shape[-2], qkv.shape[-1] // 3)

@@ -1,0 +1,30 @@
+"""Every op, every kernel, every case: values and all gradients against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+
+from ._suite import assert_agree, assert_matches, on, run, run_without_grad, truth
+
+
+@pytest.mark.kernels_only
+def test_matches_float64_reference(op, backend, case, device):
+    expected = truth(op, case)
+    inputs, cotangents = on(device, expected.inputs), on(device, expected.cotangents)
+    results = []
+    for schedule in op.schedules or (None,):
+        results.append(run(op, inputs, backend, cotangents, schedule))
+        assert_matches(results[-1], expected, f"{op.name} {backend} {case.name} {schedule or ''}")
+    for other in results[1:]:
+        assert_agree(results[0], other, expected, f"{op.name} {backend} {case.name}, schedules")
+
+
+@pytest.mark.kernels_only
+def test_without_grad_gives_the_same_outputs(op, backend, case, device):
+    """The path that saves no states computes the same numbers, bit for bit."""
+    expected = truth(op, case)
+    inputs, cotangents = on(device, expected.inputs), on(device, expected.cotangents)
+    recorded = run(op, inputs, backend, cotangents).outputs
+    plain = run_without_grad(op, inputs, backend)
+    for name, value in recorded.items():
+        assert value.equal(plain[name]), name
