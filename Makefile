@@ -39,7 +39,7 @@ sanitize: $(VENV)/.native
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
 	TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
-	$(BIN)/pytest -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
+	$(BIN)/pytest -v --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
 
 bench: $(VENV)/.native
 	$(BIN)/python -m benchmarks $(ARGS)
