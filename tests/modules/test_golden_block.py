@@ -40,7 +40,9 @@ class Golden:
         self.x = self["x"].requires_grad_()
         self.block = RecurrentBlock(48, 96, 4, conv1d_width=4, complex_lru=complex_lru)
         self.names = _names(complex_lru)
-        state = {name: _transpose(official, self[f"params/{official}"]) for name, official in self.names.items()}
+        state = {
+            name: _transpose(official, self[f"params/{official}"]) for name, official in self.names.items()
+        }
         self.block.load_state_dict(state, strict=True)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -79,10 +81,13 @@ def test_whole_sequence(case: Golden, group: str, backend: str) -> None:
     (loss + (u * case["g3"]).sum()).backward()
     parameters = dict(case.block.named_parameters())
     gradients = {
-        f"params/{official}": _transpose(official, parameters[name].grad) for name, official in case.names.items()
+        f"params/{official}": _transpose(official, parameters[name].grad)
+        for name, official in case.names.items()
     }
     gradients["x"] = case.x.grad
-    wanted = {name.removeprefix(f"{group}/grad_") for name in case.arrays if name.startswith(f"{group}/grad_")}
+    wanted = {
+        name.removeprefix(f"{group}/grad_") for name in case.arrays if name.startswith(f"{group}/grad_")
+    }
     assert set(gradients) == wanted
     for name, gradient in gradients.items():
         expected = case[f"{group}/grad_{name}"]
@@ -155,4 +160,4 @@ def test_complex_decode_is_not_the_official_quirk(golden: Path, backend: str) ->
     _, state = case.block(case.x[:, :length])
     y, _ = case.block(case.x[:, length : length + 1], state=state)
     assert error(y, case["full/y"][:, length : length + 1]) <= OUTPUT
-    assert error(y, case["quirk_native_decode_step/y"]) > 10 * OUTPUT
+    assert error(y, case["quirk_native_decode_step/y"]) > 0.1
