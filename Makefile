@@ -20,7 +20,7 @@ SANITIZED := build/sanitized
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.native
-	$(BIN)/trecvit demo $(if $(VIDEO),--video "$(VIDEO)")
+	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
 # The tests come last, so that pytest's closing line does too.
 test: lint sanitize
