@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace trecvit {
 namespace {
 
@@ -15,14 +19,17 @@ constexpr const char* kNames[] = {
 };
 
 #if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows f16c. Its registers are AVX's.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
 // __builtin_cpu_supports asks the processor and, for the wide registers, whether the operating system saves them.
 bool has_avx2() {
   __builtin_cpu_init();
-  bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-#if defined(__clang__) || __GNUC__ >= 11
-  has = has && __builtin_cpu_supports("f16c");
-#endif
-  return has;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+         has_f16c();
 }
 
 bool has_avx512() {
