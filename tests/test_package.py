@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -59,7 +58,16 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Install:
     checkout = root / "checkout"
     # Without what earlier builds and installs left behind: the sdist has to follow from the sources alone.
     left_behind = shutil.ignore_patterns(
-        ".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info", "*.so", "golden"
+        ".git",
+        ".venv",
+        ".*_cache",
+        "__pycache__",
+        "build",
+        "dist",
+        "*.egg-info",
+        "*.so",
+        "golden",
+        "demo_output",
     )
     shutil.copytree(ROOT, checkout, ignore=left_behind)
     build_sdist = f"from setuptools import build_meta; build_meta.build_sdist({str(root)!r})"
@@ -81,9 +89,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Install:
     return Install(sdist, source, python, module)
 
 
-def test_version_is_said_once() -> None:
-    assert importlib.metadata.version("trecvit-kernels") == trecvit_kernels.__version__
+def test_version_is_said_once(fresh: Install) -> None:
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+    ask = "import importlib.metadata; print(importlib.metadata.version('trecvit-kernels'))"
+    assert run([fresh.python, "-c", ask], cwd=fresh.sdist.parent).strip() == trecvit_kernels.__version__
 
 
 def test_build_requires_no_torch() -> None:
