@@ -77,6 +77,7 @@ def gated_lru(
                 here = reset[:, t].reshape(-1, *[1] * (x.ndim - 2))
             magnitude = torch.where(here, torch.zeros_like(magnitude), magnitude)
             beta = torch.where(here, torch.ones_like(beta), beta)
+            h = torch.where(here, torch.zeros_like(h), h)  # 0 * NaN would carry a NaN into the next sequence
         x_t = x[:, t].to(dtype)
         if theta is None:
             h = magnitude * h + beta * i * x_t
