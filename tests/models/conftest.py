@@ -1,10 +1,11 @@
-"""Backends that the model tests run on."""
+"""Backends that the model tests run on, and threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from trecvit_kernels import backends
 
@@ -16,3 +17,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"{request.param}: {reason}")
     with backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, and on a busy machine waiting for them costs milliseconds a step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -65,9 +65,10 @@ def read_npz(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{_WHERE}: path must be an .npz file, found no file {path}")
     arrays: dict[str, Tensor] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with content as file:
             for name in file.files:
                 array = file[name]
                 if array.dtype not in (np.float16, np.float32, np.float64):
