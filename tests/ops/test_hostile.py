@@ -220,14 +220,15 @@ def test_bad_activations_reach_only_what_depends_on_them(op, backend, device, ba
                 for key, value in got.items():
                     kept = (value == clean[key]) | _reached(op, key, value, target, inputs)
                     assert kept.all(), f"{name} {schedule}: {target} leaked into {key}"
-                if target not in ("gate_x", "gate_a"):
+                # Infinite gates saturate; PyTorch's attention makes zeros of a row with an infinite score.
+                if target in ("a", "b", "x", "u", "v") or (target == "qkv" and bad != bad):
                     assert not got[op.outputs[0]][0, frame, 0].isfinite().all(), (
                         f"{name}: {target} was swallowed"
                     )
 
 
 def _reached(op, key, value, target, inputs):
-    """Elements of output ``key`` that may depend on element (0, 1, 0, 1) of ``target`` (attention: (0, 0, 0, 1))."""
+    """Elements of output ``key`` that may depend on (0, 1, 0, 1) of ``target`` (attention: (0, 0, 0, 1))."""
     reached = torch.zeros_like(value, dtype=torch.bool)
     if op.name == "spatial_attention":
         reached[0, 0] = True

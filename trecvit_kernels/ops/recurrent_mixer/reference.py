@@ -35,8 +35,9 @@ def causal_conv1d(
     out = torch.zeros_like(u, dtype=dtype)
     for k in range(taps):
         same = segment[:, k : k + frames] == segment[:, taps - 1 :]
-        window = padded[:, k : k + frames].to(dtype) * weight[k].to(dtype)
-        out = out + torch.where(same.reshape(*same.shape, *[1] * (u.ndim - 2)), window, 0)
+        # Selected before the product: a NaN behind a reset must not reach the gradient of the weight either.
+        window = torch.where(same.reshape(*same.shape, *[1] * (u.ndim - 2)), padded[:, k : k + frames], 0)
+        out = out + window.to(dtype) * weight[k].to(dtype)
     if bias is not None:
         out = out + bias.to(dtype)
     new_tail = padded[:, frames:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from trecvit_kernels.ops._dtypes import state_dtype
@@ -12,5 +13,7 @@ def spatial_attention(qkv: Tensor, num_heads: int, *, scale: float | None = None
     q, k, v = qkv.to(state_dtype(qkv.dtype)).unflatten(-1, (3, num_heads, -1)).unbind(-3)
     q, k, v = (part.transpose(-3, -2) for part in (q, k, v))  # (..., H, N, D)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    weights = (scale * q @ k.transpose(-1, -2)).softmax(dim=-1)
-    return (weights @ v).transpose(-3, -2).flatten(-2).to(qkv.dtype)
+    with torch.autocast(qkv.device.type, enabled=False):  # it would round the float32 products to 16 bits
+        weights = (scale * q @ k.transpose(-1, -2)).softmax(dim=-1)
+        out = weights @ v
+    return out.transpose(-3, -2).flatten(-2).to(qkv.dtype)
