@@ -21,7 +21,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and on a busy machine waiting for them costs milliseconds a step."""
+    """Tiny tensors gain nothing from threads; waiting for them costs milliseconds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

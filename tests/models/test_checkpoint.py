@@ -93,7 +93,7 @@ def test_pickles_are_refused(arrays: Arrays, tmp_path: Path) -> None:
     inside = write(tmp_path, {**arrays, "tokenizer/cls": np.array([Bomb()], dtype=object)})
     for target in (raw, inside):
         with pytest.raises(
-            ValueError, match="must be a complete .npz of plain floating arrays, without pickles"
+            ValueError, match=r"must be a complete \.npz of plain floating arrays, without pickles"
         ):
             tk.load_official_checkpoint(target)
     assert not (tmp_path / "exploded").exists()
@@ -104,7 +104,7 @@ def test_truncated_files(path: Path, tmp_path: Path, keep: float) -> None:
     content = path.read_bytes()
     target = tmp_path / "truncated.npz"
     target.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(ValueError, match="truncated.npz must be a complete .npz"):
+    with pytest.raises(ValueError, match=r"truncated\.npz must be a complete \.npz"):
         tk.load_official_checkpoint(target)
 
 
@@ -255,7 +255,7 @@ def test_save_and_load_round_trip(path: Path, tmp_path: Path) -> None:
 
 
 def test_folders_that_do_not_fit(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must have a config.json, found none"):
+    with pytest.raises(ValueError, match=r"must have a config\.json, found none"):
         tk.TRecViT.from_pretrained(tmp_path)
     tk.load_official_checkpoint(path).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
@@ -269,8 +269,8 @@ def test_folders_that_do_not_fit(path: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="must be a complete safetensors file"):
         tk.TRecViT.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="TRecViT.from_pretrained: unknown field classes"):
+    with pytest.raises(ValueError, match=r"TRecViT\.from_pretrained: unknown field classes"):
         tk.TRecViT.from_pretrained(tmp_path, classes=3)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match="must have a model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"must have a model\.safetensors"):
         tk.TRecViT.from_pretrained(tmp_path)

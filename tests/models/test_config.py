@@ -56,7 +56,7 @@ def test_lru_width_defaults_to_width() -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        ValueError, match="name must be one of trecvit_tiny, trecvit_small, .*, got 'trecvit_huge'"
+        ValueError, match=r"name must be one of trecvit_tiny, trecvit_small, .*, got 'trecvit_huge'"
     ):
         tk.create_model("trecvit_huge")
     with pytest.raises(ValueError, match="create_model: unknown field classes; known are"):
@@ -77,8 +77,8 @@ def test_pretrained_of_another_size(golden: Path) -> None:
 def model() -> tk.TRecViT:
     torch.manual_seed(0)
     config = tk.TRecViTConfig(
-        width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=4, image_size=(8, 12), head_width=8, num_classes=3,
-        frames_per_clip=2,
+        width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=4, image_size=(8, 12), head_width=8,
+        num_classes=3, frames_per_clip=2,
     )  # fmt: skip
     return tk.TRecViT(config).eval()
 
@@ -125,7 +125,7 @@ def test_intermediates_by_name(model: tk.TRecViT) -> None:
     torch.testing.assert_close(model.blocks[0].space(out["blocks.0.time"]), out["blocks.0.space"])
     torch.testing.assert_close(model.blocks[0].time(out["tokens"])[0], out["blocks.0.time"])
     assert torch.equal(out["head_input"], out["encoded"][:, :, 0])
-    with pytest.raises(ValueError, match="intermediates must be among blocks.0.time, .* got blocks.1.time"):
+    with pytest.raises(ValueError, match=r"intermediates must be among blocks.0.time, .* got blocks.1.time"):
         model(video, return_dict=True, intermediates=("blocks.1.time",))
     with pytest.raises(ValueError, match="intermediates need return_dict=True"):
         model(video, intermediates=("blocks.0.time",))

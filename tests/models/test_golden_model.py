@@ -1,4 +1,4 @@
-"""TRecViT against DeepMind's model (golden/trecvit/trecvit_tiny.npz, trecvit_clips.npz, trecvit_tiny_ckpt.npz)."""
+"""TRecViT against DeepMind's model: golden/trecvit/trecvit_{tiny,clips,tiny_ckpt}.npz and the key list."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ def test_every_size_is_counted() -> None:
 def test_initial_statistics_equal_the_official_ones(golden: Path) -> None:
     """Every key of one official initialisation of TRecViT-B against one of ours.
 
-    Two samples of one distribution: means and standard deviations may differ by 6 standard errors of the difference,
-    extremes as ``_check_upper_tail`` says. Over 370 keys a false alarm has a probability of about 1e-5.
+    Two samples of one distribution: means and standard deviations may differ by 6 standard errors of the
+    difference, extremes as ``_check_upper_tail`` says. Over 370 keys a false alarm has a probability
+    of about 1e-5.
     """
     expected = json.loads((golden / "trecvit" / "official_B_init_stats.json").read_text())
     torch.manual_seed(2412)
@@ -75,8 +76,8 @@ def _check_upper_tail(name: str, values: Tensor, official_maximum: float) -> Non
     """Ours reaches as far as theirs and no further.
 
     Of two samples of one size and distribution, the 25 largest of both together are all ours with probability
-    2^-25. The other way round their maximum is at most ours plus an excess, which for a light tail decays by e per
-    mean spacing; the spacing is estimated from our 25 largest, whose spread is about ln 25 of it (exponential tail).
+    2^-25. The other way round their maximum is at most ours plus an excess, which for a light tail decays by
+    e per mean spacing; our 25 largest spread over about ln 25 spacings (exponential tail).
     """
     largest = values.topk(25).values
     assert largest[-1] <= official_maximum, name

@@ -146,7 +146,7 @@ def test_ten_thousand_steps_neither_grow_nor_drift() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 4_096
 
     double = make(**sizes).double()
-    # Slowest decay 0.999^(8 r) per frame: with gates around one half e^-12 is left of what was before the tail.
+    # Slowest decay 0.999^(8 r) per frame: gates around one half leave e^-12 of what was before the tail.
     fresh = double.forward_features(video[:, -tail:].double())[:, -compared:]
     assert (torch.cat(features, dim=1) - fresh).abs().max() <= OUTPUT
     whole, _ = double.step(video.double(), double.init_state(1))

@@ -70,8 +70,8 @@ def test_whole_sequence(case: Golden, group: str, backend: str) -> None:
     assert error(y, case[f"{group}/y"]) <= OUTPUT
     assert error(h, case[f"{group}/cache_rg_lru_state"]) <= OUTPUT
     expected_tail = case[f"{group}/cache_conv1d_state"]
-    # The official cache holds the last frames as they came; ours zeroes those before the last reset, which no later
-    # frame may read in either.
+    # The official cache holds the last frames as they came; ours zeroes those before the last reset, which no
+    # later frame may read in either.
     since = (reset.flip(1).cumsum(1) - reset.flip(1).long()).flip(1)[:, -3:] == 0
     assert error(tail, expected_tail * since[..., None]) <= OUTPUT
 

@@ -118,9 +118,9 @@ def test_complex_state_keeps_its_imaginary_part(golden: Path, backend: str) -> N
 def test_bounded_square_root_slope(case: Golden, exact: bool, backend: str) -> None:
     """clip/*: decays so close to 1 that the official float32 1 - |a|^2 is exactly 0 in the first 8 channels.
 
-    We compute it exactly with expm1, so there a normaliser of up to 7e-5 remains. A float64 evaluation in plain
-    PyTorch carries the comparison: with 0 in those channels it must give the official numbers, and with the exact
-    value ours, at the same tolerance. All other channels are compared directly.
+    We compute it exactly with expm1, so there a normaliser of up to 7e-5 remains. A float64 evaluation in
+    plain PyTorch carries the comparison: with 0 in those channels it must give the official numbers, and with
+    the exact value ours, at the same tolerance. All other channels are compared directly.
     """
     with torch.no_grad():
         case.layer.a_param.copy_(case["clip/a_param"])
@@ -136,7 +136,7 @@ def test_bounded_square_root_slope(case: Golden, exact: bool, backend: str) -> N
         assert error(y, case["clip/y_assoc"]) <= OUTPUT
         official, ours = {name: case["clip/" + name] for name in wanted}, gradients
         assert set(ours) == wanted
-        # Directly: Lambda everywhere (the clipped channels relative to themselves), and what no clipped channel reaches.
+        # Directly: Lambda everywhere (clipped channels relative to themselves), and what none of them reaches.
         for part in (slice(None, CLIPPED), slice(CLIPPED, None)):
             got, want = ours["grad_params/a_param"][part], official["grad_params/a_param"][part]
             assert error(got, want) <= GRADIENT * want.abs().max()

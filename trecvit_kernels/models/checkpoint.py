@@ -125,21 +125,28 @@ def _infer(arrays: Mapping[str, Tensor], overrides: dict[str, Any]) -> tuple[TRe
         "head_width": sizes("decoder/pre_logits/kernel", 2)[1] if decoder else 0,
         "num_classes": sizes("decoder/cls_head/kernel", 2)[1] if decoder else 0,
     }
-    fields.update({name: value for name, value in overrides.items() if name not in _OF_THE_TARGET})
-    wanted = {name: value for name, value in overrides.items() if name in _OF_THE_TARGET}
-    fields["min_radius"] = wanted.get("min_radius", 0.6)  # only initialisation reads it
-    source = TRecViTConfig(**{**fields, **{k: v for k, v in wanted.items() if k == "image_size"}})
+    wanted = {name: overrides[name] for name in _OF_THE_TARGET if name in overrides}
+    told = {name: value for name, value in overrides.items() if name not in wanted}
+    if "image_size" in wanted:
+        told["image_size"] = wanted["image_size"]
+    source = TRecViTConfig(**{**fields, **told})
     if source.posemb == "learned" and "tokenizer/pos_embedding" in arrays:
-        patches = sizes("tokenizer/pos_embedding", 3)[1]
-        if "image_size" not in wanted or source.grid[0] * source.grid[1] != patches:
-            side = math.isqrt(patches)
-            if side * side != patches:
-                raise ValueError(
-                    f"{_WHERE}: image_size must have {patches} patches, as many as the file has positions (they are"
-                    f" no square grid), got {wanted.get('image_size')}"
-                )
-            source = source.replace(image_size=(side * patch[0], side * patch[1]))
+        source = _with_grid_of(source, sizes("tokenizer/pos_embedding", 3)[1], "image_size" in wanted)
     return source, source.replace(_WHERE, **wanted)
+
+
+def _with_grid_of(source: TRecViTConfig, patches: int, image_size_given: bool) -> TRecViTConfig:
+    """The image that a table of positions is for: the given one if it has as many patches, or a square."""
+    down, across = source.grid
+    if image_size_given and down * across == patches:
+        return source
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(
+            f"{_WHERE}: image_size must have {patches} patches, as many as the file has positions (they are"
+            f" no square grid), got {source.image_size if image_size_given else None}"
+        )
+    return source.replace(image_size=(side * source.patch_size[0], side * source.patch_size[1]))
 
 
 def save_official_checkpoint(model: TRecViT, path: str | Path) -> None:

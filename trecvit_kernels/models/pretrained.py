@@ -133,9 +133,10 @@ def build(where: str, source: TRecViTConfig, state: Mapping[str, Tensor], target
     tensor.
     """
     state = dict(state)
-    if (positions_now := state.get("pos_embedding")) is not None and source.grid != target.grid:
-        if tuple(positions_now.shape) == (1, source.grid[0] * source.grid[1], source.width):
-            state["pos_embedding"] = positions.interpolate(positions_now, source.grid, target.grid)
+    table = state.get("pos_embedding")
+    table_shape = (1, source.grid[0] * source.grid[1], source.width)
+    if table is not None and table.shape == table_shape and source.grid != target.grid:
+        state["pos_embedding"] = positions.interpolate(table, source.grid, target.grid)
     new_width = target.head_width == 0 and source.head_width > 0
     new_classes = target.num_classes != source.num_classes or new_width
     if new_width:

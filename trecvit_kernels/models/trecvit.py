@@ -141,7 +141,7 @@ class TRecViT(
             )
         if intermediates and not return_dict:
             raise ValueError("TRecViT.forward: intermediates need return_dict=True, got False")
-        kept: dict[str, Tensor] = {name: video for name in intermediates}  # keys to fill
+        kept: dict[str, Tensor] = dict.fromkeys(intermediates, video)  # keys to fill
         clips = self._split_clips("TRecViT.forward", video)
         tokens = self._embed(clips)
         encoded, _ = self._encode(tokens, kept=kept)
@@ -339,7 +339,7 @@ def create_model(
         name: the first four are as in the paper (LRU width = width, radius from 0.6), trecvit_base_k400 is as
             released (LRU width doubled, radius from 0.5, clips of 32 frames).
         num_classes: of the classifier; 0 for none.
-        pretrained: None for random weights; a folder of ``save_pretrained``, a Hub id, or DeepMind's .npz file.
+        pretrained: None for random weights; a folder of ``save_pretrained``, a Hub id, or an official .npz.
         overrides: other fields of ``TRecViTConfig``.
 
     Raises:
