@@ -11,6 +11,7 @@ from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops.gated_lru.op import NORMALIZERS
 from trecvit_kernels.ops.recurrent_mixer.reference import block_diagonal
 
 MAX_RADIUS = 0.999
@@ -53,7 +54,7 @@ class GatedLRU(nn.Module):
         normalizer: ``"sqrt"`` or ``"convex"``.
 
     Raises:
-        ValueError: heads do not divide the (half) width, or a radius outside (0, 0.999).
+        ValueError: heads do not divide the (half) width, a radius outside (0, 0.999), or an unknown normalizer.
     """
 
     a_imag_param: nn.Parameter | None
@@ -76,6 +77,10 @@ class GatedLRU(nn.Module):
             )
         if not 0.0 < min_radius < MAX_RADIUS:
             raise ValueError(f"GatedLRU: min_radius must lie between 0 and {MAX_RADIUS}, got {min_radius}")
+        if normalizer not in NORMALIZERS:
+            raise ValueError(
+                f"GatedLRU: normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}"
+            )
         self.width, self.min_radius, self.normalizer = width, min_radius, normalizer
         channels = width // halves
         self.a_param = nn.Parameter(torch.empty(channels))
