@@ -1,0 +1,298 @@
+// Gated LRU on the CPU: one thread walks a block of lanes through time, gates computed on the fly.
+//
+// Serial schedule: one segment. Chunked: every segment but the last first finds its product of decays and its last
+// state from a zero start (`summarise`), a carry scan over segments gives every segment its true start, and all replay.
+// The backward pass recomputes gates and states of `frames_per_state` frames at a time into scratch on the stack.
+#include "../common/blocks.h"
+#include "../common/isa.h"
+#include "params.h"
+#include "step.h"
+
+namespace trecvit {
+namespace {
+
+template <class IO_, bool Complex_, bool Convex_, bool Mixer_>
+struct Traits {
+  using IO = IO_;
+  using S = typename StateOf<IO_>::type;
+  static constexpr bool complex = Complex_, convex = Convex_, mixer = Mixer_;
+  static constexpr int64_t parts = Complex_ ? 2 : 1;  // numbers that make a lane of x
+};
+
+// The lanes of a block, their parameters copied next to each other.
+template <class K>
+struct Lanes {
+  using S = typename K::S;
+  Block block;
+  int64_t half;  // distance of the imaginary half in a row of x
+  alignas(64) S decay[kMaxBlock], theta[kMaxBlock], bias_x[kMaxBlock], bias_a[kMaxBlock];
+
+  Lanes(const GatedLruForward& p, const S* decays, Block b) : block(b), half(p.channels) {
+    int64_t c = b.lane % p.channels;
+    for (int64_t j = 0; j < b.width; ++j) {
+      decay[j] = decays[c];
+      theta[j] = K::complex ? static_cast<const S*>(p.a_imag)[c] : S(0);
+      bias_x[j] = K::mixer ? static_cast<const S*>(p.gate_x_bias)[c] : S(0);
+      bias_a[j] = K::mixer ? static_cast<const S*>(p.gate_a_bias)[c] : S(0);
+      c = c + 1 == p.channels ? 0 : c + 1;
+    }
+  }
+  // This block's row of a tensor at frame t. Tensors with the lanes of x and those with the lanes of the gates
+  // differ in nothing but their strides.
+  template <class T = typename K::IO>
+  T* row(const View& v, int64_t t) const {
+    return static_cast<T*>(v.data) + block.batch * v.batch_stride + t * v.frame_stride + block.row * v.row_stride +
+           block.first;
+  }
+  // Offset of this block in dense (batch, slots, rows, lanes) states.
+  int64_t state(const GatedLruForward& p, int64_t slot, int64_t slots) const {
+    const int64_t row_width = K::complex ? 2 * p.channels : p.channels;
+    const int64_t first = K::complex ? block.row * row_width + block.first : block.lane;
+    return (block.batch * slots + slot) * p.rows * row_width + first;
+  }
+};
+
+// A state, gradient or decay for every lane of a block.
+template <class K>
+struct Numbers {
+  using S = typename K::S;
+  alignas(64) S re[kMaxBlock], im[K::complex ? kMaxBlock : 1];
+
+  TRECVIT_INLINE Number<S> get(int64_t j) const {
+    if constexpr (K::complex) return {re[j], im[j]};
+    return {re[j], S(0)};
+  }
+  TRECVIT_INLINE void set(int64_t j, Number<S> value) {
+    re[j] = value.re;
+    if constexpr (K::complex) im[j] = value.im;
+  }
+  void fill(int64_t width, Number<S> value) {
+    for (int64_t j = 0; j < width; ++j) set(j, value);
+  }
+  // Dense memory keeps the two halves `half` apart; null reads as zero.
+  void read(const void* from, int64_t offset, int64_t half, int64_t width) {
+    const S* source = static_cast<const S*>(from);
+    for (int64_t j = 0; j < width; ++j) {
+      re[j] = source ? source[offset + j] : S(0);
+      if constexpr (K::complex) im[j] = source ? source[offset + half + j] : S(0);
+    }
+  }
+  void write(void* to, int64_t offset, int64_t half, int64_t width) const {
+    S* target = static_cast<S*>(to);
+    for (int64_t j = 0; j < width; ++j) {
+      target[offset + j] = re[j];
+      if constexpr (K::complex) target[offset + half + j] = im[j];
+    }
+  }
+};
+
+template <class K>
+TRECVIT_INLINE Number<typename K::S> load_at(const typename K::IO* from, int64_t half, int64_t j) {
+  if constexpr (K::complex) return {load(from[j]), load(from[half + j])};
+  return {load(from[j]), typename K::S(0)};
+}
+
+template <class K>
+TRECVIT_INLINE void store_at(typename K::IO* to, int64_t half, int64_t j, Number<typename K::S> value) {
+  store(to[j], value.re);
+  if constexpr (K::complex) store(to[half + j], value.im);
+}
+
+template <class K>
+TRECVIT_INLINE void prefetch_at(const typename K::IO* from, int64_t half, int64_t width) {
+  prefetch(from, width);
+  if constexpr (K::complex) prefetch(from + half, width);
+}
+
+inline bool resets_at(const GatedLruForward& p, int64_t batch, int64_t t) {
+  return p.reset ? p.reset[batch * p.frames + t] != 0 : (p.starts && t == 0);
+}
+
+// z = y * gelu_tanh(v), both halves alike.
+template <class S>
+TRECVIT_INLINE S gated(S y, S v) {
+  return y * gelu_tanh(v).value;
+}
+
+// One frame forward: h is advanced; with Write the output row is stored, with Product the decays are multiplied up.
+template <class K, bool Write, bool Product>
+void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool reset, Numbers<K>& h,
+                Numbers<K>& product) {
+  using S = typename K::S;
+  const int64_t width = lanes.block.width, half = lanes.half;
+  const auto* x = lanes.row(p.x, t);
+  const auto* gate_x = lanes.row(p.gate_x, t);
+  const auto* gate_a = lanes.row(p.gate_a, t);
+  const auto* v = K::mixer ? lanes.row(p.v, t) : nullptr;
+  auto* y = Write ? lanes.row(p.y, t) : nullptr;
+  if (t + 1 < p.frames) {
+    prefetch_at<K>(x + p.x.frame_stride, half, width);
+    prefetch(gate_x + p.gate_x.frame_stride, width);
+    prefetch(gate_a + p.gate_a.frame_stride, width);
+    if (K::mixer && Write) prefetch_at<K>(v + p.v.frame_stride, half, width);
+  }
+  if (reset) h.fill(width, {S(0), S(0)});  // whatever it held, NaN too
+  TRECVIT_VECTORIZE
+  for (int64_t j = 0; j < width; ++j) {
+    S logit_x = load(gate_x[j]), logit_a = load(gate_a[j]);
+    if constexpr (K::mixer) {
+      logit_x += lanes.bias_x[j];
+      logit_a += lanes.bias_a[j];
+    }
+    const Gates<S> g = gates_of<S, K::convex>(logit_x, logit_a, lanes.decay[j], reset);
+    const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
+    const Number<S> x_t = load_at<K>(x, half, j);
+    const S scale = g.beta * g.i;
+    const Number<S> next = advance<S, K::complex>(a, h.get(j), {scale * x_t.re, scale * x_t.im});
+    h.set(j, next);
+    if constexpr (Product) product.set(j, advance<S, K::complex>(a, product.get(j), {S(0), S(0)}));
+    if constexpr (Write && K::mixer) {
+      const Number<S> v_t = load_at<K>(v, half, j);
+      Number<S> z = {gated(next.re, v_t.re), S(0)};
+      if constexpr (K::complex) z.im = gated(next.im, v_t.im);
+      store_at<K>(y, half, j, z);
+    } else if constexpr (Write) {
+      store_at<K>(y, half, j, next);
+    }
+  }
+}
+
+template <class K>
+void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks& blocks) {
+  using S = typename K::S;
+  const int64_t count = blocks.count(), segments = p.segments, saved = (p.frames - 1) / p.frames_per_state;
+  // Per segment boundary and lane: the product of decays, then the state; both as dense states.
+  const int64_t slots = segments - 1, lanes_total = p.batch * p.rows * p.channels * K::parts;
+  Workspace workspace(2 * slots * lanes_total * int64_t(sizeof(S)));
+  S* products = static_cast<S*>(workspace.data);
+  S* carries = products ? products + slots * lanes_total : nullptr;
+
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 0)
+  for (int64_t task = 0; task < count * slots; ++task) {
+    const int64_t s = task % slots;
+    const Lanes<K> lanes(p, decay, blocks.at(task / slots));
+    const int64_t width = lanes.block.width, at = lanes.state(p, s, slots);
+    const Segment segment = segment_at(s, segments, p.frames, p.frames_per_state);
+    Numbers<K> h, product;
+    if (s == 0) {
+      h.read(p.h0, lanes.state(p, 0, 1), lanes.half, width);
+    } else {
+      h.fill(width, {S(0), S(0)});
+    }
+    product.fill(width, {S(1), S(0)});
+    for (int64_t t = segment.begin; t < segment.end; ++t) {
+      const bool reset = resets_at(p, lanes.block.batch, t);
+      if (reset) product.fill(width, {S(0), S(0)});
+      step_frame<K, false, true>(p, lanes, t, reset, h, product);
+    }
+    h.write(carries, at, lanes.half, width);
+    product.write(products, at, lanes.half, width);
+  }
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 1)
+  for (int64_t task = 0; task < (slots > 1 ? count : 0); ++task) {
+    const Lanes<K> lanes(p, decay, blocks.at(task));
+    const int64_t width = lanes.block.width;
+    Numbers<K> carry, product, local;
+    carry.read(carries, lanes.state(p, 0, slots), lanes.half, width);
+    for (int64_t s = 1; s < slots; ++s) {
+      const int64_t at = lanes.state(p, s, slots);
+      product.read(products, at, lanes.half, width);
+      local.read(carries, at, lanes.half, width);
+      for (int64_t j = 0; j < width; ++j)
+        carry.set(j, advance<S, K::complex>(product.get(j), carry.get(j), local.get(j)));
+      carry.write(carries, at, lanes.half, width);
+    }
+  }
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+  for (int64_t task = 0; task < count * segments; ++task) {
+    const int64_t s = task % segments;
+    const Lanes<K> lanes(p, decay, blocks.at(task / segments));
+    const int64_t width = lanes.block.width;
+    const Segment segment = segment_at(s, segments, p.frames, p.frames_per_state);
+    Numbers<K> h;
+    if (s == 0) {
+      h.read(p.h0, lanes.state(p, 0, 1), lanes.half, width);
+    } else {
+      h.read(carries, lanes.state(p, s - 1, slots), lanes.half, width);
+    }
+    for (int64_t t = segment.begin; t < segment.end; ++t) {
+      if (p.states && t > 0 && t % p.frames_per_state == 0)
+        h.write(p.states, lanes.state(p, t / p.frames_per_state - 1, saved), lanes.half, width);
+      step_frame<K, true, false>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
+    }
+    if (segment.end == p.frames) h.write(p.h_last, lanes.state(p, 0, 1), lanes.half, width);
+  }
+}
+
+#include "cpu_backward.h"
+
+template <class K>
+void decays_of(const GatedLruForward& p, typename K::S* decay) {
+  for (int64_t c = 0; c < p.channels; ++c)
+    decay[c] = typename K::S(-kDecayExponent * softplus(double(static_cast<const typename K::S*>(p.a_param)[c])));
+}
+
+// The real op's rows lie next to each other in most tensors: then they are one long run of lanes.
+inline bool rows_join(const View& v, int64_t channels) { return !v.data || v.row_stride == channels; }
+
+template <class K>
+struct Run {
+  static void forward_pass(const GatedLruForward& p) {
+    const bool join = !K::complex && rows_join(p.x, p.channels) && rows_join(p.gate_x, p.channels) &&
+                      rows_join(p.gate_a, p.channels) && rows_join(p.y, p.channels) && rows_join(p.v, p.channels);
+    Workspace decay(p.channels * int64_t(sizeof(typename K::S)));
+    decays_of<K>(p, static_cast<typename K::S*>(decay.data));
+    forward<K>(p, static_cast<typename K::S*>(decay.data),
+               Blocks(p.batch, join ? 1 : p.rows, join ? p.rows * p.channels : p.channels, p.threads));
+  }
+  static void backward_pass(const GatedLruBackward& p) {
+    const bool join = !K::complex && rows_join(p.x, p.channels) && rows_join(p.gate_x, p.channels) &&
+                      rows_join(p.gate_a, p.channels) && rows_join(p.v, p.channels) && rows_join(p.dy, p.channels) &&
+                      rows_join(p.dx, p.channels) && rows_join(p.dv, p.channels) &&
+                      rows_join(p.dgate_x, p.channels) && rows_join(p.dgate_a, p.channels);
+    Workspace decay(p.channels * int64_t(sizeof(typename K::S)));
+    decays_of<K>(p, static_cast<typename K::S*>(decay.data));
+    backward<K>(p, static_cast<typename K::S*>(decay.data),
+                Blocks(p.batch, join ? 1 : p.rows, join ? p.rows * p.channels : p.channels, p.threads));
+  }
+};
+
+// Calls Run<K>::forward_pass or ::backward_pass for the K that the parameters name.
+template <class P, class IO, bool Complex>
+void dispatch(const P& p) {
+  const auto call = [&](auto traits) {
+    using K = decltype(traits);
+    if constexpr (__is_same(P, GatedLruForward)) {
+      Run<K>::forward_pass(p);
+    } else {
+      Run<K>::backward_pass(p);
+    }
+  };
+  if (p.v.data) {
+    call(Traits<IO, Complex, false, true>{});
+  } else if (p.convex) {
+    call(Traits<IO, Complex, true, false>{});
+  } else {
+    call(Traits<IO, Complex, false, false>{});
+  }
+}
+
+template <class P>
+void dispatch(const P& p) {
+  if (p.batch == 0 || p.rows == 0 || p.channels == 0) return;
+  switch (p.dtype) {
+    case DType::kFloat32: return p.complex ? dispatch<P, float, true>(p) : dispatch<P, float, false>(p);
+    case DType::kBFloat16: return p.complex ? dispatch<P, BFloat16, true>(p) : dispatch<P, BFloat16, false>(p);
+    case DType::kFloat16: return p.complex ? dispatch<P, Float16, true>(p) : dispatch<P, Float16, false>(p);
+    case DType::kFloat64: return p.complex ? dispatch<P, double, true>(p) : dispatch<P, double, false>(p);
+    default: return;  // complex storage belongs to linear_scan
+  }
+}
+
+}  // namespace
+
+namespace TRECVIT_ISA {
+extern const GatedLruKernels gated_lru_kernels;
+const GatedLruKernels gated_lru_kernels = {dispatch<GatedLruForward>, dispatch<GatedLruBackward>};
+}  // namespace TRECVIT_ISA
+}  // namespace trecvit

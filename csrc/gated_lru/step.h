@@ -1,0 +1,113 @@
+// One time step of the gated LRU for one channel, forward and backward, host and device.
+// Formulas and names: trecvit_kernels/ops/gated_lru/op.py; l = log|a|, phi = phase, G = dLoss/dh_t.
+#pragma once
+
+#include "../common/math.h"
+
+namespace trecvit {
+namespace {
+
+constexpr double kDecayExponent = 8.0;      // c of Griffin's RG-LRU
+constexpr double kMaxSqrtSlope = 1000.0;    // RecurrentGemma's bound on d sqrt
+
+// A real or complex number in registers; the real case never touches `im`.
+template <class S>
+struct Number {
+  S re, im;
+};
+
+// Gates of one step. `a` is the decay's magnitude in the real case.
+template <class S>
+struct Gates {
+  S i, r, magnitude, beta;
+};
+
+// decay = -c softplus(a_param). A reset step has a = 0 and beta = 1.
+template <class S, bool Convex>
+TRECVIT_INLINE Gates<S> gates_of(S gate_x, S gate_a, S decay, bool reset) {
+  Gates<S> g;
+  g.i = sigmoid(gate_x);
+  g.r = sigmoid(gate_a);
+  const ExpPair<S> e = exp_pair(decay * g.r);
+  // 1 - |a|^2 = -expm1(l) (2 + expm1(l)): exact where |a| is close to 1.
+  const S beta = Convex ? -e.expm1 : square_root(-e.expm1 * (S(2) + e.expm1));
+  g.magnitude = select(reset, S(0), e.exp);
+  g.beta = select(reset, S(1), beta);
+  return g;
+}
+
+template <class S, bool Complex>
+TRECVIT_INLINE Number<S> decay_of(Gates<S> g, S theta) {
+  if constexpr (Complex) {
+    const SinCos<S> phase = sin_cos(theta * g.r);
+    return {g.magnitude * phase.cos, g.magnitude * phase.sin};
+  } else {
+    return {g.magnitude, S(0)};
+  }
+}
+
+// a h + u
+template <class S, bool Complex>
+TRECVIT_INLINE Number<S> advance(Number<S> a, Number<S> h, Number<S> u) {
+  if constexpr (Complex) {
+    return {a.re * h.re - a.im * h.im + u.re, a.re * h.im + a.im * h.re + u.im};
+  } else {
+    return {a.re * h.re + u.re, S(0)};
+  }
+}
+
+// conj(a) g
+template <class S, bool Complex>
+TRECVIT_INLINE Number<S> pull_back(Number<S> a, Number<S> g) {
+  if constexpr (Complex) {
+    return {a.re * g.re + a.im * g.im, a.re * g.im - a.im * g.re};
+  } else {
+    return {a.re * g.re, S(0)};
+  }
+}
+
+// Gradients of one step; dl and dphi still have to be summed into the parameters: da_param += r dl, da_imag += r dphi.
+template <class S>
+struct StepGradient {
+  Number<S> dx;
+  S dgate_x, dgate_a, r_dl, r_dphi;
+};
+
+template <class S, bool Complex, bool Convex>
+TRECVIT_INLINE StepGradient<S> step_backward(Gates<S> g, Number<S> a, Number<S> x, Number<S> h_before,
+                                             Number<S> G, S decay, S theta, bool reset) {
+  StepGradient<S> d;
+  const S scale = g.beta * g.i;
+  S x_G = x.re * G.re;
+  if constexpr (Complex) x_G += x.im * G.im;
+  d.dx = {scale * G.re, scale * G.im};
+  d.dgate_x = g.beta * x_G * g.i * (S(1) - g.i);
+
+  // conj(a h_{t-1}) G: its real part is dl through a, its imaginary part dphi.
+  const Number<S> ah = advance<S, Complex>(a, h_before, {S(0), S(0)});
+  S dl = ah.re * G.re, dphi = S(0);
+  if constexpr (Complex) {
+    dl += ah.im * G.im;
+    dphi = ah.re * G.im - ah.im * G.re;
+  }
+  S slope;  // dbeta / dl
+  if constexpr (Convex) {
+    slope = -g.magnitude;
+  } else {
+    const S inverse = S(1) / g.beta;
+    const S bound = S(2 * kMaxSqrtSlope);
+    slope = -g.magnitude * g.magnitude * (inverse > bound ? bound : inverse);
+  }
+  dl += g.i * x_G * slope;
+  dl = select(reset, S(0), dl);
+  dphi = select(reset, S(0), dphi);
+  S dr = decay * dl;
+  if constexpr (Complex) dr += theta * dphi;
+  d.dgate_a = dr * g.r * (S(1) - g.r);
+  d.r_dl = g.r * dl;
+  d.r_dphi = g.r * dphi;
+  return d;
+}
+
+}  // namespace
+}  // namespace trecvit

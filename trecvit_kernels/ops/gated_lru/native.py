@@ -1,0 +1,146 @@
+"""Native CPU backend: allocates, describes the tensors and calls csrc/gated_lru/cpu.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trecvit_kernels import _native
+from trecvit_kernels.ops import _schedule
+from trecvit_kernels.ops._dtypes import state_dtype
+from trecvit_kernels.ops._native import DTYPE_CODES, dense, pointer, readable, threads, view
+
+
+def launch_arguments(
+    x: Tensor,
+    gate_x: Tensor,
+    gate_a: Tensor,
+    v: Tensor | None,
+    parameters: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    h0: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    normalizer: str,
+    states: Tensor | None,
+) -> tuple[Any, ...]:
+    """The leading arguments of both launchers. ``parameters``: a_param, a_imag and the gates' biases, in the state
+    dtype; tensors are ``readable``, states and parameters dense."""
+    batch, frames, channels = x.shape[0], x.shape[1], gate_x.shape[-1]
+    rows = gate_x[0, 0].numel() // channels
+    workers = threads(gate_x.numel())
+    return (
+        DTYPE_CODES[x.dtype],
+        parameters[1] is not None,
+        normalizer == "convex",
+        batch,
+        frames,
+        rows,
+        channels,
+        _schedule.FRAMES_PER_STATE,
+        _schedule.segments(batch, rows * channels, frames, workers),
+        workers,
+        view(x),
+        view(gate_x),
+        view(gate_a),
+        None if v is None else view(v),
+        *(pointer(p) for p in parameters),
+        pointer(h0),
+        pointer(reset),
+        starts,
+        pointer(states),
+    )
+
+
+def gated_lru_forward(
+    x: Tensor,
+    gate_x: Tensor,
+    gate_a: Tensor,
+    a_param: Tensor,
+    a_imag: Tensor | None,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    normalizer: str,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_last and the saved states (B, saved, *lanes, C)."""
+    dtype = state_dtype(x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    h_last = torch.empty((x.shape[0], *x.shape[2:]), dtype=dtype)
+    saved = _schedule.saved_states(x.shape[1]) if save_states else 0
+    states = torch.empty((x.shape[0], saved, *x.shape[2:]), dtype=dtype)
+    if y.numel() == 0:
+        return y, h_last, states
+    x, gate_x, gate_a = readable(x), readable(gate_x), readable(gate_a)
+    a_param, a_imag, h0 = dense(a_param, dtype), dense(a_imag, dtype), dense(h0, dtype)
+    reset = dense(reset, torch.bool)
+    args = launch_arguments(
+        x,
+        gate_x,
+        gate_a,
+        None,
+        (a_param, a_imag, None, None),
+        h0,
+        reset,
+        starts,
+        normalizer,
+        states if saved else None,
+    )
+    _native.gated_lru_forward(*args, view(y), pointer(h_last))
+    return y, h_last, states
+
+
+def gated_lru_backward(
+    dy: Tensor,
+    dh_last: Tensor,
+    x: Tensor,
+    gate_x: Tensor,
+    gate_a: Tensor,
+    a_param: Tensor,
+    a_imag: Tensor | None,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    normalizer: str,
+    states: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gate_x, gate_a, a_param, a_imag (empty if real) and h0."""
+    dtype = state_dtype(x.dtype)
+    dx, dgate_x, dgate_a = (torch.empty(t.shape, dtype=x.dtype) for t in (x, gate_x, gate_a))
+    da_param = torch.zeros(a_param.shape, dtype=dtype)
+    da_imag = torch.zeros(0 if a_imag is None else a_imag.shape, dtype=dtype)
+    dh0 = torch.empty((x.shape[0], *x.shape[2:]), dtype=dtype)
+    if x.numel() == 0:
+        return dx, dgate_x, dgate_a, da_param, da_imag, dh0
+    dy, x, gate_x, gate_a = readable(dy), readable(x), readable(gate_x), readable(gate_a)
+    a_param, a_imag, h0 = dense(a_param, dtype), dense(a_imag, dtype), dense(h0, dtype)
+    reset, dh_last = dense(reset, torch.bool), dh_last.contiguous()
+    args = launch_arguments(
+        x,
+        gate_x,
+        gate_a,
+        None,
+        (a_param, a_imag, None, None),
+        h0,
+        reset,
+        starts,
+        normalizer,
+        states,
+    )
+    _native.gated_lru_backward(
+        *args,
+        view(dy),
+        view(dx),
+        view(dgate_x),
+        view(dgate_a),
+        None,
+        pointer(dh_last),
+        pointer(dh0),
+        pointer(da_param),
+        0 if a_imag is None else pointer(da_imag),
+        0,
+        0,
+    )
+    return dx, dgate_x, dgate_a, da_param, da_imag, dh0
