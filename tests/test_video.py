@@ -252,6 +252,8 @@ def test_truncated_in_the_middle(keep: float, tmp_path: Path) -> None:
 def test_cut_exactly_between_two_frames(tmp_path: Path) -> None:
     path = noise_video(tmp_path / "whole.mp4", movflags="faststart")
     with av.open(str(path)) as container:
+        if not hasattr(container.streams.video[0], "index_entries"):
+            pytest.skip("this PyAV does not tell how many frames the header lists")
         ends = [p.pos + p.size for p in container.demux(video=0) if p.size]
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(path.read_bytes()[: ends[9]])

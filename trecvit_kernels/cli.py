@@ -193,8 +193,8 @@ def stream(
                 _print_json({**head, "frame": count, "frames_per_second": round(rate, 3), "top": best})
             else:
                 words = "  ".join(_in_words(entry) for entry in best)
-                typer.echo(f"frame {count:5}  {rate:7.2f} frames/s  {words}")
-            sys.stdout.flush()  # a pipe shall see it when it happens
+                # print, not typer.echo: it knows how to get past a progress bar.
+                print(f"frame {count:5}  {rate:7.2f} frames/s  {words}", flush=True)
 
         def all_frames() -> Iterator[torch.Tensor]:
             yield first
@@ -255,7 +255,7 @@ def _in_words(entry: dict[str, Any]) -> str:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -279,7 +279,8 @@ def _busy(what: str, as_json: bool) -> Iterator[None]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(TextColumn(what), BarColumn(), TimeElapsedColumn(), transient=True) as progress:
+    columns = (TextColumn(what), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True, refresh_per_second=4) as progress:
         progress.add_task(what, total=None)
         yield
 

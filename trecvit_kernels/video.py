@@ -222,8 +222,8 @@ class _Reader:
         self._stream = streams[0]
         if threads:  # frame threads decode ahead: where many frames are wanted at once
             self._stream.thread_type = "AUTO"
-        # Where the header lists all packets (MP4), it is known when some are missing.
-        self._declared = len(self._stream.index_entries)
+        # Where the header lists all packets (MP4), it is known when some are missing (recent PyAV tells).
+        self._listed = len(getattr(self._stream, "index_entries", ()))
 
     def __enter__(self) -> _Reader:
         return self
@@ -242,7 +242,7 @@ class _Reader:
                 yield packet
         except self._ffmpeg_error as error:
             raise self._damaged(count, error.strerror) from error
-        if count < self._declared:
+        if count < self._listed:
             raise self._damaged(count, "its data ends early")
 
     def frames(self) -> Iterator[Any]:
@@ -263,7 +263,8 @@ class _Reader:
             raise VideoError(f"{self.name} has a video stream, but not one frame of it can be decoded")
 
     def _damaged(self, count: int, reason: str) -> VideoError:
-        read = f"{count} of {self._declared} frames" if self._declared > count else f"{count} frames"
+        total = max(self._listed, self._stream.frames)
+        read = f"{count} of {total} frames" if total > count else f"{count} frames"
         return VideoError(f"{self.name} is truncated or damaged: reading stopped after {read} ({reason})")
 
 
