@@ -202,7 +202,7 @@ def test_export(op, backend, device, strict):
 
 
 def test_autocast(op, backend, device):
-    """Activations take the autocast dtype (but in a scan), states are float32, gradients like their leaves."""
+    """Activations take the autocast dtype (but in a scan), states are float32, gradients as leaves."""
     inputs, _ = _inputs(op, device)
     function, tensors = _call(op, inputs, backend)
     leaves_of = [t.detach().requires_grad_() for t in tensors]
