@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import huggingface_hub.hub_mixin
 import numpy as np
 import pytest
 import safetensors.torch
@@ -274,3 +275,19 @@ def test_folders_that_do_not_fit(path: Path, tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"must have a model\.safetensors"):
         tk.TRecViT.from_pretrained(tmp_path)
+
+
+def test_from_the_hub(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository id asks the Hub for exactly two files, neither of them a pickle."""
+    expected = tk.load_official_checkpoint(path)
+    expected.save_pretrained(tmp_path)
+    asked = []
+
+    def download(repo_id: str, filename: str, **_: object) -> str:
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
+    monkeypatch.setattr(pretrained, "hf_hub_download", download)
+    assert same(tk.TRecViT.from_pretrained("someone/trecvit"), expected)
+    assert asked == [("someone/trecvit", "config.json"), ("someone/trecvit", "model.safetensors")]

@@ -308,3 +308,60 @@ def test_stream_refuses_foreign_states(tmp_path: Path) -> None:
     safetensors.torch.save_file({"mean": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="got another safetensors file"):
         stream.load(path)
+
+
+class _Replayed:
+    """Stand-in for CUDA streams and graphs: a replay runs the captured step again, into the same logits."""
+
+    replays = 0
+    stream: tk.Stream
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait_stream(self, _: object) -> None:
+        pass
+
+    def replay(self) -> None:
+        _Replayed.replays += 1
+        graphed = _Replayed.stream._graphed
+        graphed.logits.copy_(graphed._step())
+
+
+def test_graphed_step_keeps_its_books(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What surrounds the CUDA graph (static buffers, warm-up, reset, load), with the graph itself replaced.
+
+    It does not show that a capture works on a GPU.
+    """
+    for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, _Replayed)
+    model, video = make(), frames(7)
+    stream = _Replayed.stream = tk.Stream(model, batch_size=2)
+    stream._use_graph = True
+    plain = tk.Stream(model, batch_size=2, cuda_graph=False)
+    results = []
+    for t in range(5):
+        results.append(stream.push(video[:, t]))
+        assert torch.equal(results[-1], plain.push(video[:, t]))
+    assert _Replayed.replays == 4 and stream.frames == 5
+    assert not torch.equal(results[-1], results[-2])  # logits are copies, not the buffer
+    saved = stream.state
+    stream.save(tmp_path / "state")
+    stream.push(video[:, 5])
+    assert torch.equal(saved.mean, plain.state.mean)  # a snapshot, not the buffers
+    stream.load(tmp_path / "state")
+    assert torch.equal(stream.push(video[:, 6]), plain.push(video[:, 6]))
+    stream.reset(), plain.reset()
+    for t in (3, 2, 1):
+        assert torch.equal(stream.push(video[:, t]), plain.push(video[:, t]))
+    stream.reset(), plain.reset()
+    for t in (3, 2, 1):  # another dtype: captured again
+        frame = (255 * video[:, t]).to(torch.uint8)
+        assert torch.equal(stream.push(frame), plain.push(frame))
+    assert stream._graphed.frame.dtype == torch.uint8

@@ -136,7 +136,7 @@ def test_bounded_square_root_slope(case: Golden, exact: bool, backend: str) -> N
         assert error(y, case["clip/y_assoc"]) <= OUTPUT
         official, ours = {name: case["clip/" + name] for name in wanted}, gradients
         assert set(ours) == wanted
-        # Directly: Lambda everywhere (clipped channels relative to themselves), and what none of them reaches.
+        # Directly: Lambda everywhere (clipped channels relative to themselves) and what they do not reach.
         for part in (slice(None, CLIPPED), slice(CLIPPED, None)):
             got, want = ours["grad_params/a_param"][part], official["grad_params/a_param"][part]
             assert error(got, want) <= GRADIENT * want.abs().max()

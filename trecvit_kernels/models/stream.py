@@ -163,8 +163,8 @@ class _GraphedStep:
 
     def __init__(self, model: TRecViT, frame: Tensor, state: TRecViTState) -> None:
         self.model, self.frame, self.buffers = model, frame.clone(), state.clone()
-        # The number of frames changes at every replay, so inside the graph it is a tensor.
-        self.frames = torch.zeros((), dtype=state.mean.dtype, device=frame.device)
+        # The number of frames changes at every replay, so it is a tensor; float64 counts exactly.
+        self.frames = torch.zeros((), dtype=torch.float64, device=frame.device)
         # Warm-up on a side stream: lazy initialisation and autotuning must not fall into the capture.
         side = torch.cuda.Stream(frame.device)
         side.wait_stream(torch.cuda.current_stream(frame.device))

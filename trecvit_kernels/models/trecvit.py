@@ -144,7 +144,7 @@ class TRecViT(
         kept: dict[str, Tensor] = dict.fromkeys(intermediates, video)  # keys to fill
         clips = self._split_clips("TRecViT.forward", video)
         tokens = self._embed(clips)
-        encoded, _ = self._encode(tokens, kept=kept)
+        encoded = self._encode(tokens, kept=kept)
         pre_logits = self._frame_features(encoded, kept).mean(dim=1)
         pre_logits = F.dropout(pre_logits, self.config.dropout, self.training)
         pre_logits = pre_logits.reshape(video.shape[0], -1, self.config.feature_width)
@@ -173,7 +173,7 @@ class TRecViT(
         Video and errors as in ``forward``.
         """
         self.check_video("TRecViT.forward_features", "video", video, ndim=5)
-        return self._encode(self._embed(self._split_clips("TRecViT.forward_features", video)))[0]
+        return self._encode(self._embed(self._split_clips("TRecViT.forward_features", video)))
 
     def init_state(self, batch_size: int) -> TRecViTState:
         """The state before the first frame of ``batch_size`` streams, on the model's device."""
@@ -216,9 +216,10 @@ class TRecViT(
         video = frame.unsqueeze(1) if frame.ndim == 4 else frame
         frames = state.frames + video.shape[1]
         # Without a state the blocks start a sequence: that is the reset of the first frame.
-        encoded, layers = self._encode(self._embed(video), state.layers if state.frames else None)
+        layers: list[LayerState] = []
+        encoded = self._encode(self._embed(video), state.layers if state.frames else None, layers)
         mean = self._running_mean(state.mean, encoded, frames)
-        return encoded, TRecViTState(self.config, layers, mean, frames)
+        return encoded, TRecViTState(self.config, tuple(layers), mean, frames)
 
     def advance(
         self, video: Tensor, layers: Sequence[LayerState], mean: Tensor, frames: Tensor
@@ -228,9 +229,10 @@ class TRecViT(
         video (B, t, 3, H, W); layers and mean as in ``TRecViTState``; frames: scalar tensor, their number
         with these. Returns logits, layers, mean.
         """
-        encoded, layers = self._encode(self._embed(video), layers)
+        new_layers: list[LayerState] = []
+        encoded = self._encode(self._embed(video), layers, new_layers)
         mean = self._running_mean(mean, encoded, frames)
-        return self._classify(mean), layers, mean
+        return self._classify(mean), tuple(new_layers), mean
 
     def _running_mean(self, mean: Tensor, encoded: Tensor, frames: int | Tensor) -> Tensor:
         new = self._frame_features(encoded).to(mean.dtype)
@@ -256,20 +258,28 @@ class TRecViT(
         return torch.cat([self.cls.to(x.dtype).expand(*x.shape[:2], 1, -1), x], dim=2)
 
     def _encode(
-        self, x: Tensor, layers: Sequence[LayerState] | None = None, kept: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """All blocks and the last norm; ``kept`` collects the intermediates that are its keys."""
-        new_layers = []
+        self,
+        x: Tensor,
+        layers: Sequence[LayerState] | None = None,
+        new_layers: list[LayerState] | None = None,
+        kept: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """All blocks and the last norm, from the states ``layers`` or from the start of a sequence.
+
+        The new states go into the list ``new_layers``, if there is one; ``kept`` collects the intermediates
+        that are its keys.
+        """
         for i, block in enumerate(self.blocks):
             state = None if layers is None else layers[i]
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 after_time, x, state = checkpoint(block, x, state, use_reentrant=False)
             else:
                 after_time, x, state = block(x, state)
-            new_layers.append(state)
+            if new_layers is not None:
+                new_layers.append(state)
             _keep(kept, f"blocks.{i}.time", after_time)
             _keep(kept, f"blocks.{i}.space", x)
-        return self.encoder_norm(x), tuple(new_layers)
+        return self.encoder_norm(x)
 
     def _frame_features(self, encoded: Tensor, kept: dict[str, Tensor] | None = None) -> Tensor:
         """Pre-logits of every frame (B, T, head_width), before the temporal mean."""

@@ -54,7 +54,8 @@ class GatedLRU(nn.Module):
         normalizer: ``"sqrt"`` or ``"convex"``.
 
     Raises:
-        ValueError: heads do not divide the (half) width, a radius outside (0, 0.999), or an unknown normalizer.
+        ValueError: heads that do not divide the (half) width, a radius outside (0, 0.999) or an unknown
+            normalizer.
     """
 
     a_imag_param: nn.Parameter | None
