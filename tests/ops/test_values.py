@@ -7,6 +7,7 @@ import pytest
 from ._suite import assert_agree, assert_matches, on, run, run_without_grad, truth
 
 
+@pytest.mark.sanitize
 @pytest.mark.kernels_only
 def test_matches_float64_reference(op, backend, case, device):
     expected = truth(op, case)

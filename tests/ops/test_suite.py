@@ -1,0 +1,66 @@
+"""The suite itself: it covers the public ops, and a backend that ran nothing does not pass unnoticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trecvit_kernels as tk
+
+from ._suite import OPS, device_of, untested
+
+_ROOT = Path(__file__).resolve().parents[2]
+_AVAILABLE = {
+    (op.name, backend) for op in OPS.values() for backend in op.backends if device_of(op, backend)[0]
+}
+
+
+def test_every_public_op_is_in_the_suite():
+    assert set(OPS) == set(tk.ops.__all__)
+
+
+def test_case_names_are_unique():
+    for op in OPS.values():
+        names = [case.name for case in op.cases]
+        assert len(names) == len(set(names)), op.name
+
+
+def test_untested_backends_are_named():
+    assert untested(_AVAILABLE) == []
+    assert untested(_AVAILABLE - {("gated_lru", "reference")}) == [
+        "gated_lru: backend reference is available but ran no case"
+    ]
+    assert len(untested(set())) == len(_AVAILABLE)
+
+
+_PLUGIN = """
+import pytest
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    def kept(item):
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        return "case" in params and params["case"].name == "one-frame" and params["backend"] != MISSING
+    items[:] = [item for item in items if kept(item)]
+"""
+
+
+@pytest.mark.parametrize("missing", (None, "sdpa"))
+def test_session_fails_when_an_available_backend_ran_no_case(tmp_path, missing):
+    """A session over the cases named one-frame: complaints about ops without one, and about ``missing``."""
+    (tmp_path / "only_some.py").write_text(f"MISSING = {missing!r}\n{_PLUGIN}")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "only_some", "-p", "no:cacheprovider", "tests/ops"],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout + result.stderr
+    assert "FAILED gated_lru: backend reference is available but ran no case" in result.stdout
+    assert ("FAILED spatial_attention: backend sdpa" in result.stdout) == (missing == "sdpa")
+    assert "FAILED spatial_attention: backend reference" not in result.stdout
