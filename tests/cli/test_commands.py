@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +41,23 @@ def test_info_names_every_backend_and_the_reason_for_a_missing_one(run) -> None:
         from trecvit_kernels import _native
 
         assert _native.isa() in out
+
+
+def test_info_without_extension_and_with_gpus(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk.backends, "_native_error", "the compiled extension cannot be imported (a reason)")
+    nvidia = SimpleNamespace(name="Some GPU", major=9, minor=0)
+    amd = SimpleNamespace(name="Other GPU", major=9, minor=4, gcnArchName="gfx942")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: (nvidia, amd)[index])
+    out = run("info").out
+    for expected in (
+        "backend native:     missing: the compiled extension cannot be imported (a reason)",
+        "instruction set:    none",
+        "GPU 0:              Some GPU (sm_90)",
+        "GPU 1:              Other GPU (gfx942)",
+    ):
+        assert expected in out
 
 
 def test_help_lists_the_commands_that_exist(run) -> None:
@@ -158,6 +179,27 @@ def test_in_a_pipe_there_is_nothing_but_lines(checkpoint: Path, clip: Path) -> N
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 20
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stderr == ""
+
+
+def test_on_a_terminal_there_is_a_bar_and_lines_stay_whole(checkpoint: Path, clip: Path) -> None:
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "trecvit_kernels", "stream", clip, "--checkpoint", checkpoint]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux says when the other side is gone
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    text = shown.decode()
+    assert "streaming" in text
+    # After the escape sequence that clears the bar's line, each result stands on a line of its own.
+    lines = re.findall(r"\x1b\[2Kframe +(\d+) [^\r\n]*%  class \d+\r\n", text)
+    assert lines == [str(number) for number in range(1, 21)]
 
 
 def test_a_reader_that_leaves_early_is_no_error(checkpoint: Path, clip: Path) -> None:
