@@ -186,3 +186,13 @@ def test_key_table_is_reversible(case: Golden) -> None:
     state = case.model.state_dict()
     back = official.from_official(official.to_official(state, case.config), case.config)
     assert set(back) == set(state) and all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_last_norm_has_the_official_eps(golden: Path) -> None:
+    """Tokens of the golden clips are too large to show it."""
+    model = Golden(golden, "").model.double()
+    x = 1e-3 * torch.randn(3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    centred = x - x.mean(dim=-1, keepdim=True)
+    expected = centred * (centred.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()
+    expected = expected * model.encoder_norm.weight + model.encoder_norm.bias
+    assert error(model.encoder_norm(x), expected) <= 1e-12

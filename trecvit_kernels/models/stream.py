@@ -158,7 +158,7 @@ class _GraphedStep:
     """One step after the first frame as a CUDA graph on static buffers.
 
     Frame 0 differs (it resets the recurrence), so the caller runs it eagerly. The state buffers are read and
-    overwritten by the graph; a state that is not in them yet is copied in.
+    overwritten by the graph, by its warm-up too; a state that is not in them is copied in first.
     """
 
     def __init__(self, model: TRecViT, frame: Tensor, state: TRecViTState) -> None:
@@ -175,7 +175,6 @@ class _GraphedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.logits = self._step()
-        self._fill(state)  # the warm-up moved the buffers on
 
     def fits(self, frame: Tensor) -> bool:
         """Whether the graph was captured for such frames."""
