@@ -284,6 +284,26 @@ def test_stream_saves_and_restores(tmp_path: Path, backend: str) -> None:
     assert (restored.push(video[:, 0]) - model(video[:, :1])).abs().max() <= OUTPUT
 
 
+def test_stream_under_autocast_saves_and_restores(tmp_path: Path, backend: str) -> None:
+    model, video = make(), frames(4)
+    stream, restored = tk.Stream(model, batch_size=2), tk.Stream(model, batch_size=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for t in range(3):
+            stream.push(video[:, t])
+        stream.save(tmp_path / "state")
+        restored.load(tmp_path / "state")
+        assert restored.state.layers[0][1].dtype == torch.bfloat16
+        assert restored.state.layers[0][0].dtype == torch.float32
+        assert torch.equal(stream.push(video[:, 3]), restored.push(video[:, 3]))
+
+
+def test_stream_refuses_a_state_of_another_dtype(tmp_path: Path) -> None:
+    model = make()
+    tk.Stream(model.double(), batch_size=2).save(tmp_path / "state")
+    with pytest.raises(ValueError, match=r"Stream.load: state mean must have dtype float32, got float64"):
+        tk.Stream(model.float(), batch_size=2).load(tmp_path / "state")
+
+
 def test_stream_refuses_foreign_states(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     model, video = make(), frames(2)
