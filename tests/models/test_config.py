@@ -118,6 +118,12 @@ def test_shorter_than_a_clip_is_one_clip(model: tk.TRecViT) -> None:
     assert out["pre_logits"].shape == (2, 1, 8) and out["tokens"].shape == (2, 1, 7, 16)
 
 
+def test_empty_batch(model: tk.TRecViT) -> None:
+    out = model(torch.rand(0, 4, 3, 8, 12), return_dict=True)
+    assert out["encoded"].shape == (0, 2, 7, 16) and out["pre_logits"].shape == (0, 2, 8)
+    assert out["logits"].shape == out["probs"].shape == (0, 3)
+
+
 def test_intermediates_by_name(model: tk.TRecViT) -> None:
     video = torch.rand(1, 2, 3, 8, 12)
     out = model(video, return_dict=True, intermediates=("blocks.0.time", "blocks.0.space", "head_input"))

@@ -147,7 +147,7 @@ class TRecViT(
         encoded = self._encode(tokens, kept=kept)
         pre_logits = self._frame_features(encoded, kept).mean(dim=1)
         pre_logits = F.dropout(pre_logits, self.config.dropout, self.training)
-        pre_logits = pre_logits.reshape(video.shape[0], -1, self.config.feature_width)
+        pre_logits = pre_logits.unflatten(0, (video.shape[0], video.shape[1] // clips.shape[1]))
         if self.cls_head is None:
             result = pre_logits.mean(dim=1)
             return (
@@ -298,7 +298,7 @@ class TRecViT(
                 f"{where}: video must have a number of frames that {clips} clips divide (frames_per_clip ="
                 f" {per_clip}), got {frames}"
             )
-        return video.reshape(-1, frames // clips, *video.shape[2:])
+        return video.reshape(video.shape[0] * clips, frames // clips, *video.shape[2:])
 
     def check_video(self, where: str, name: str, video: object, ndim: int) -> None:
         """TypeError or ValueError unless this is a video (``ndim=5``) or frame (4) for this model."""
