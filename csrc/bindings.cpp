@@ -4,23 +4,38 @@
 
 #include "common/isa.h"
 #include "gated_lru/params.h"
+#include "linear_scan/params.h"
+#include "recurrent_mixer/params.h"
 
 namespace py = pybind11;
 using namespace trecvit;
 
-// One table of kernels per instruction set and op, defined in csrc/<op>/cpu.cpp.
-#define TRECVIT_DECLARE_(isa)                      \
-  namespace trecvit::isa {                         \
-  extern const GatedLruKernels gated_lru_kernels;  \
+// One table of kernels per instruction set and op, defined in csrc/<op>/cpu.cpp. KERNELS(op) is the active one.
+#define TRECVIT_DECLARE_(isa)                                  \
+  namespace trecvit::isa {                                     \
+  extern const GatedLruKernels gated_lru_kernels;              \
+  extern const LinearScanKernels linear_scan_kernels;          \
+  extern const RecurrentMixerKernels recurrent_mixer_kernels;  \
   }
 TRECVIT_FOR_EACH_ISA(TRECVIT_DECLARE_)
-
 #define TRECVIT_GATED_LRU_(isa) &trecvit::isa::gated_lru_kernels,
+#define TRECVIT_LINEAR_SCAN_(isa) &trecvit::isa::linear_scan_kernels,
+#define TRECVIT_RECURRENT_MIXER_(isa) &trecvit::isa::recurrent_mixer_kernels,
 
 namespace {
 
 const GatedLruKernels& gated_lru_kernels() {
   static const GatedLruKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_GATED_LRU_)};
+  return *tables[int(active_isa())];
+}
+
+const LinearScanKernels& linear_scan_kernels() {
+  static const LinearScanKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_LINEAR_SCAN_)};
+  return *tables[int(active_isa())];
+}
+
+const RecurrentMixerKernels& recurrent_mixer_kernels() {
+  static const RecurrentMixerKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_RECURRENT_MIXER_)};
   return *tables[int(active_isa())];
 }
 
@@ -61,7 +76,7 @@ class Arguments {
   size_t at_ = 0;
 };
 
-void read_gated_lru(Arguments& in, GatedLruForward& p) {
+void read(Arguments& in, GatedLruForward& p) {
   p.dtype = DType(in.next<int>());
   p.complex = in.next<bool>();
   p.convex = in.next<bool>();
@@ -86,22 +101,42 @@ void read_gated_lru(Arguments& in, GatedLruForward& p) {
   p.states = in.next_pointer();
 }
 
-void gated_lru_forward(const py::args& args) {
-  Arguments in(args);
-  GatedLruForward p;
-  read_gated_lru(in, p);
-  p.y = in.next_view();
-  p.h_last = in.next_pointer();
-  in.finish();
-  const auto run = gated_lru_kernels().forward;
-  py::gil_scoped_release release;
-  run(p);
+void read(Arguments& in, LinearScanForward& p) {
+  p.dtype = DType(in.next<int>());
+  p.batch = in.next<int64_t>();
+  p.frames = in.next<int64_t>();
+  p.rows = in.next<int64_t>();
+  p.lanes = in.next<int64_t>();
+  p.frames_per_state = in.next<int64_t>();
+  p.segments = in.next<int64_t>();
+  p.threads = in.next<int>();
+  p.a = in.next_view();
+  p.b = in.next_view();
+  p.h0 = in.next_pointer();
+  p.states = in.next_pointer();
 }
 
-void gated_lru_backward(const py::args& args) {
-  Arguments in(args);
-  GatedLruBackward p;
-  read_gated_lru(in, p);
+void read(Arguments& in, CausalConvForward& p) {
+  p.dtype = DType(in.next<int>());
+  p.batch = in.next<int64_t>();
+  p.frames = in.next<int64_t>();
+  p.rows = in.next<int64_t>();
+  p.channels = in.next<int64_t>();
+  p.taps = in.next<int64_t>();
+  p.threads = in.next<int>();
+  p.u = in.next_view();
+  p.tail = in.next_view();
+  p.weight = in.next_pointer();
+  p.bias = in.next_pointer();
+  p.reset = static_cast<const uint8_t*>(in.next_pointer());
+}
+
+void read_rest(Arguments& in, GatedLruForward& p) {
+  p.y = in.next_view();
+  p.h_last = in.next_pointer();
+}
+
+void read_rest(Arguments& in, GatedLruBackward& p) {
   p.dy = in.next_view();
   p.dx = in.next_view();
   p.dgate_x = in.next_view();
@@ -113,10 +148,44 @@ void gated_lru_backward(const py::args& args) {
   p.da_imag = in.next_pointer();
   p.dgate_x_bias = in.next_pointer();
   p.dgate_a_bias = in.next_pointer();
-  in.finish();
-  const auto run = gated_lru_kernels().backward;
-  py::gil_scoped_release release;
-  run(p);
+}
+
+void read_rest(Arguments& in, LinearScanForward& p) {
+  p.h = in.next_view();
+  p.h_last = in.next_pointer();
+}
+
+void read_rest(Arguments& in, LinearScanBackward& p) {
+  p.dh = in.next_view();
+  p.da = in.next_view();
+  p.db = in.next_view();
+  p.dh_last = in.next_pointer();
+  p.dh0 = in.next_pointer();
+}
+
+void read_rest(Arguments& in, CausalConvForward& p) { p.y = in.next_view(); }
+
+void read_rest(Arguments& in, CausalConvBackward& p) {
+  p.dy = in.next_view();
+  p.du = in.next_view();
+  p.dtail = in.next_view();
+  p.dweight = in.next_pointer();
+  p.dbias = in.next_pointer();
+}
+
+// A launcher of parameters P: reads them, then runs `kernel` (of the active instruction set) without the GIL.
+template <class P, class Kernel>
+auto launcher(Kernel kernel) {
+  return [kernel](const py::args& args) {
+    Arguments in(args);
+    P p;
+    read(in, p);
+    read_rest(in, p);
+    in.finish();
+    const auto run = kernel();
+    py::gil_scoped_release release;
+    run(p);
+  };
 }
 
 }  // namespace
@@ -128,6 +197,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("compiled_isas", [] { return isa_names(false); }, "Instruction sets compiled in, lowest first.");
   m.def("supported_isas", [] { return isa_names(true); }, "Those of them that this machine can run.");
   m.attr("sanitizers") = TRECVIT_SANITIZERS;  // "" in a normal build
-  m.def("gated_lru_forward", gated_lru_forward, "Arguments in the order of ops/gated_lru/native.py.");
-  m.def("gated_lru_backward", gated_lru_backward, "Arguments in the order of ops/gated_lru/native.py.");
+  // Launchers take their arguments in the order in which ops/<op>/native.py lists them.
+  m.def("gated_lru_forward", launcher<GatedLruForward>([] { return gated_lru_kernels().forward; }));
+  m.def("gated_lru_backward", launcher<GatedLruBackward>([] { return gated_lru_kernels().backward; }));
+  m.def("linear_scan_forward", launcher<LinearScanForward>([] { return linear_scan_kernels().forward; }));
+  m.def("linear_scan_backward", launcher<LinearScanBackward>([] { return linear_scan_kernels().backward; }));
+  m.def("causal_conv_forward", launcher<CausalConvForward>([] { return recurrent_mixer_kernels().conv_forward; }));
+  m.def("causal_conv_backward", launcher<CausalConvBackward>([] { return recurrent_mixer_kernels().conv_backward; }));
 }

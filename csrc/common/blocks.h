@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "number.h"
+#include "view.h"
+
 namespace trecvit {
 namespace {
 
@@ -36,6 +39,9 @@ struct Blocks {
   }
 };
 
+// Rows of lanes that lie next to each other are one long run. An absent tensor joins anything.
+inline bool joins(const View& v, int64_t lanes) { return !v.data || v.row_stride == lanes; }
+
 // Frames [begin, end) of segment `index` of `count`; boundaries lie on multiples of `multiple`.
 struct Segment {
   int64_t begin, end;
@@ -46,14 +52,91 @@ inline Segment segment_at(int64_t index, int64_t count, int64_t frames, int64_t 
   return {chunks * index / count * multiple, min_of(chunks * (index + 1) / count * multiple, frames)};
 }
 
-// Zeroed scratch memory of the whole call.
+// Uninitialised scratch memory of the whole call.
 struct Workspace {
   void* data;
-  explicit Workspace(int64_t bytes) : data(bytes ? calloc(size_t(bytes), 1) : nullptr) {}
+  explicit Workspace(int64_t bytes) : data(bytes ? aligned_alloc(64, size_t(ceil_div(bytes, 64) * 64)) : nullptr) {}
   ~Workspace() { free(data); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 };
+
+// A state, gradient or decay for every lane of a block. In dense memory, a lane's imaginary part is `half` elements
+// after its real part, and neighbouring lanes are `step` elements apart.
+template <class S_, bool Complex>
+struct Numbers {
+  using S = S_;
+  static constexpr bool complex = Complex;
+  alignas(64) S re[kMaxBlock], im[Complex ? kMaxBlock : 1];
+
+  TRECVIT_INLINE Number<S> get(int64_t j) const {
+    if constexpr (Complex) return {re[j], im[j]};
+    return {re[j], S(0)};
+  }
+  TRECVIT_INLINE void set(int64_t j, Number<S> value) {
+    re[j] = value.re;
+    if constexpr (Complex) im[j] = value.im;
+  }
+  void fill(int64_t width, S real) {
+    for (int64_t j = 0; j < width; ++j) set(j, {real, S(0)});
+  }
+  void read(const S* from, int64_t half, int64_t step, int64_t width) {  // null reads as zero
+    if (!from) return fill(width, S(0));
+    for (int64_t j = 0; j < width; ++j) set(j, {from[j * step], Complex ? from[j * step + half] : S(0)});
+  }
+  void write(S* to, int64_t half, int64_t step, int64_t width) const {
+    for (int64_t j = 0; j < width; ++j) {
+      to[j * step] = re[j];
+      if constexpr (Complex) to[j * step + half] = im[j];
+    }
+  }
+};
+
+// Runs a recurrence over `count` blocks, each cut into `segments` in the order in which it is walked.
+//   summarise(block, segment, state, product): walk the segment from zero (the first one: from its true start), leaving
+//     its last state and the product of its decays;
+//   replay(block, segment, start): walk it from `start` (null for the first one: its true start) and write the results.
+// With one segment, replay is all that happens.
+template <class Numbers, class Summarise, class Replay>
+void walk_segments(int64_t count, int64_t segments, int threads, Summarise summarise, Replay replay) {
+  using S = typename Numbers::S;
+  const int64_t slots = segments - 1;
+  Workspace workspace(2 * count * slots * int64_t(sizeof(Numbers)));
+  Numbers* states = static_cast<Numbers*>(workspace.data);
+  Numbers* products = states ? states + count * slots : nullptr;
+#pragma omp parallel for schedule(static) num_threads(threads) if (slots > 0)
+  for (int64_t task = 0; task < count * slots; ++task)
+    summarise(task / slots, task % slots, states[task], products[task]);
+#pragma omp parallel for schedule(static) num_threads(threads) if (slots > 1)
+  for (int64_t block = 0; block < (slots > 1 ? count : 0); ++block) {
+    for (int64_t at = block * slots + 1; at < (block + 1) * slots; ++at) {
+      for (int64_t j = 0; j < kMaxBlock; ++j)
+        states[at].set(j, advance<S, Numbers::complex>(products[at].get(j), states[at - 1].get(j), states[at].get(j)));
+    }
+  }
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t task = 0; task < count * segments; ++task) {
+    const int64_t block = task / segments, s = task % segments;
+    replay(block, s, s ? states + block * slots + s - 1 : nullptr);
+  }
+}
+
+// Adds `count` rows of `channels` sums in their order, whatever the number of threads; the second stage of a
+// reduction over lanes. factor: one per channel, or null. A null `out` is not wanted.
+template <class S>
+void reduce_rows(const S* sums, int64_t count, int64_t channels, S* out, const S* factor, int threads) {
+  if (!out) return;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t first = 0; first < channels; first += kMinBlock) {
+    const int64_t width = min_of(kMinBlock, channels - first);
+    S total[kMinBlock] = {};
+    for (int64_t row = 0; row < count; ++row) {
+      TRECVIT_VECTORIZE
+      for (int64_t j = 0; j < width; ++j) total[j] += sums[row * channels + first + j];
+    }
+    for (int64_t j = 0; j < width; ++j) out[first + j] = factor ? total[j] * factor[first + j] : total[j];
+  }
+}
 
 // Ask for the next frame's lines while this one is computed: time strides defeat the hardware's prefetcher.
 template <class T>

@@ -15,6 +15,10 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+template <class S>
+struct ComplexOf {  // PyTorch's complex layout
+  S re, im;
+};
 
 namespace {
 
@@ -25,6 +29,10 @@ struct StateOf {
 template <>
 struct StateOf<double> {
   using type = double;
+};
+template <class S>
+struct StateOf<ComplexOf<S>> {
+  using type = S;  // of each part
 };
 
 TRECVIT_INLINE float load(float x) { return x; }

@@ -16,7 +16,7 @@ struct Traits {
   using IO = IO_;
   using S = typename StateOf<IO_>::type;
   static constexpr bool complex = Complex_, convex = Convex_, mixer = Mixer_;
-  static constexpr int64_t parts = Complex_ ? 2 : 1;  // numbers that make a lane of x
+  using Vector = Numbers<S, Complex_>;  // one number per lane of a block
 };
 
 // The lanes of a block, their parameters copied next to each other.
@@ -44,45 +44,12 @@ struct Lanes {
     return static_cast<T*>(v.data) + block.batch * v.batch_stride + t * v.frame_stride + block.row * v.row_stride +
            block.first;
   }
-  // Offset of this block in dense (batch, slots, rows, lanes) states.
-  int64_t state(const GatedLruForward& p, int64_t slot, int64_t slots) const {
+  // This block in a dense array (batch, slots, rows, lanes) of states; null stays null.
+  S* state(const GatedLruForward& p, const void* states, int64_t slot, int64_t slots) const {
+    if (!states) return nullptr;
     const int64_t row_width = K::complex ? 2 * p.channels : p.channels;
     const int64_t first = K::complex ? block.row * row_width + block.first : block.lane;
-    return (block.batch * slots + slot) * p.rows * row_width + first;
-  }
-};
-
-// A state, gradient or decay for every lane of a block.
-template <class K>
-struct Numbers {
-  using S = typename K::S;
-  alignas(64) S re[kMaxBlock], im[K::complex ? kMaxBlock : 1];
-
-  TRECVIT_INLINE Number<S> get(int64_t j) const {
-    if constexpr (K::complex) return {re[j], im[j]};
-    return {re[j], S(0)};
-  }
-  TRECVIT_INLINE void set(int64_t j, Number<S> value) {
-    re[j] = value.re;
-    if constexpr (K::complex) im[j] = value.im;
-  }
-  void fill(int64_t width, Number<S> value) {
-    for (int64_t j = 0; j < width; ++j) set(j, value);
-  }
-  // Dense memory keeps the two halves `half` apart; null reads as zero.
-  void read(const void* from, int64_t offset, int64_t half, int64_t width) {
-    const S* source = static_cast<const S*>(from);
-    for (int64_t j = 0; j < width; ++j) {
-      re[j] = source ? source[offset + j] : S(0);
-      if constexpr (K::complex) im[j] = source ? source[offset + half + j] : S(0);
-    }
-  }
-  void write(void* to, int64_t offset, int64_t half, int64_t width) const {
-    S* target = static_cast<S*>(to);
-    for (int64_t j = 0; j < width; ++j) {
-      target[offset + j] = re[j];
-      if constexpr (K::complex) target[offset + half + j] = im[j];
-    }
+    return static_cast<S*>(const_cast<void*>(states)) + (block.batch * slots + slot) * p.rows * row_width + first;
   }
 };
 
@@ -114,10 +81,10 @@ TRECVIT_INLINE S gated(S y, S v) {
   return y * gelu_tanh(v).value;
 }
 
-// One frame forward: h is advanced; with Write the output row is stored, with Product the decays are multiplied up.
-template <class K, bool Write, bool Product>
-void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool reset, Numbers<K>& h,
-                Numbers<K>& product) {
+// One frame forward: h is advanced, and either the output row is stored or the decays are multiplied up.
+template <class K, bool Write>
+void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool reset, typename K::Vector& h,
+                typename K::Vector& product) {
   using S = typename K::S;
   const int64_t width = lanes.block.width, half = lanes.half;
   const auto* x = lanes.row(p.x, t);
@@ -131,7 +98,7 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
     prefetch(gate_a + p.gate_a.frame_stride, width);
     if (K::mixer && Write) prefetch_at<K>(v + p.v.frame_stride, half, width);
   }
-  if (reset) h.fill(width, {S(0), S(0)});  // whatever it held, NaN too
+  if (reset) h.fill(width, S(0));  // whatever it held, NaN too
   TRECVIT_VECTORIZE
   for (int64_t j = 0; j < width; ++j) {
     S logit_x = load(gate_x[j]), logit_a = load(gate_a[j]);
@@ -145,7 +112,7 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
     const S scale = g.beta * g.i;
     const Number<S> next = advance<S, K::complex>(a, h.get(j), {scale * x_t.re, scale * x_t.im});
     h.set(j, next);
-    if constexpr (Product) product.set(j, advance<S, K::complex>(a, product.get(j), {S(0), S(0)}));
+    if constexpr (!Write) product.set(j, advance<S, K::complex>(a, product.get(j), {S(0), S(0)}));
     if constexpr (Write && K::mixer) {
       const Number<S> v_t = load_at<K>(v, half, j);
       Number<S> z = {gated(next.re, v_t.re), S(0)};
@@ -160,68 +127,40 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
 template <class K>
 void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks& blocks) {
   using S = typename K::S;
-  const int64_t count = blocks.count(), segments = p.segments, saved = (p.frames - 1) / p.frames_per_state;
-  // Per segment boundary and lane: the product of decays, then the state; both as dense states.
-  const int64_t slots = segments - 1, lanes_total = p.batch * p.rows * p.channels * K::parts;
-  Workspace workspace(2 * slots * lanes_total * int64_t(sizeof(S)));
-  S* products = static_cast<S*>(workspace.data);
-  S* carries = products ? products + slots * lanes_total : nullptr;
-
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 0)
-  for (int64_t task = 0; task < count * slots; ++task) {
-    const int64_t s = task % slots;
-    const Lanes<K> lanes(p, decay, blocks.at(task / slots));
-    const int64_t width = lanes.block.width, at = lanes.state(p, s, slots);
-    const Segment segment = segment_at(s, segments, p.frames, p.frames_per_state);
-    Numbers<K> h, product;
-    if (s == 0) {
-      h.read(p.h0, lanes.state(p, 0, 1), lanes.half, width);
-    } else {
-      h.fill(width, {S(0), S(0)});
-    }
-    product.fill(width, {S(1), S(0)});
+  using Vector = typename K::Vector;
+  const int64_t saved = (p.frames - 1) / p.frames_per_state;
+  const auto start = [&](const Lanes<K>& lanes, int64_t segment, Vector& h) {
+    h.read(segment == 0 ? lanes.state(p, p.h0, 0, 1) : nullptr, lanes.half, 1, lanes.block.width);
+  };
+  const auto summarise = [&](int64_t block, int64_t s, Vector& h, Vector& product) {
+    const Lanes<K> lanes(p, decay, blocks.at(block));
+    const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
+    start(lanes, s, h);
+    product.fill(lanes.block.width, S(1));
     for (int64_t t = segment.begin; t < segment.end; ++t) {
       const bool reset = resets_at(p, lanes.block.batch, t);
-      if (reset) product.fill(width, {S(0), S(0)});
-      step_frame<K, false, true>(p, lanes, t, reset, h, product);
+      if (reset) product.fill(lanes.block.width, S(0));
+      step_frame<K, false>(p, lanes, t, reset, h, product);
     }
-    h.write(carries, at, lanes.half, width);
-    product.write(products, at, lanes.half, width);
-  }
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 1)
-  for (int64_t task = 0; task < (slots > 1 ? count : 0); ++task) {
-    const Lanes<K> lanes(p, decay, blocks.at(task));
+  };
+  const auto replay = [&](int64_t block, int64_t s, const Vector* from) {
+    const Lanes<K> lanes(p, decay, blocks.at(block));
     const int64_t width = lanes.block.width;
-    Numbers<K> carry, product, local;
-    carry.read(carries, lanes.state(p, 0, slots), lanes.half, width);
-    for (int64_t s = 1; s < slots; ++s) {
-      const int64_t at = lanes.state(p, s, slots);
-      product.read(products, at, lanes.half, width);
-      local.read(carries, at, lanes.half, width);
-      for (int64_t j = 0; j < width; ++j)
-        carry.set(j, advance<S, K::complex>(product.get(j), carry.get(j), local.get(j)));
-      carry.write(carries, at, lanes.half, width);
-    }
-  }
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-  for (int64_t task = 0; task < count * segments; ++task) {
-    const int64_t s = task % segments;
-    const Lanes<K> lanes(p, decay, blocks.at(task / segments));
-    const int64_t width = lanes.block.width;
-    const Segment segment = segment_at(s, segments, p.frames, p.frames_per_state);
-    Numbers<K> h;
-    if (s == 0) {
-      h.read(p.h0, lanes.state(p, 0, 1), lanes.half, width);
+    const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
+    Vector h;
+    if (from) {
+      h = *from;
     } else {
-      h.read(carries, lanes.state(p, s - 1, slots), lanes.half, width);
+      start(lanes, s, h);
     }
     for (int64_t t = segment.begin; t < segment.end; ++t) {
       if (p.states && t > 0 && t % p.frames_per_state == 0)
-        h.write(p.states, lanes.state(p, t / p.frames_per_state - 1, saved), lanes.half, width);
-      step_frame<K, true, false>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
+        h.write(lanes.state(p, p.states, t / p.frames_per_state - 1, saved), lanes.half, 1, width);
+      step_frame<K, true>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
     }
-    if (segment.end == p.frames) h.write(p.h_last, lanes.state(p, 0, 1), lanes.half, width);
-  }
+    if (segment.end == p.frames) h.write(lanes.state(p, p.h_last, 0, 1), lanes.half, 1, width);
+  };
+  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
 }
 
 #include "cpu_backward.h"
@@ -232,24 +171,21 @@ void decays_of(const GatedLruForward& p, typename K::S* decay) {
     decay[c] = typename K::S(-kDecayExponent * softplus(double(static_cast<const typename K::S*>(p.a_param)[c])));
 }
 
-// The real op's rows lie next to each other in most tensors: then they are one long run of lanes.
-inline bool rows_join(const View& v, int64_t channels) { return !v.data || v.row_stride == channels; }
-
 template <class K>
 struct Run {
   static void forward_pass(const GatedLruForward& p) {
-    const bool join = !K::complex && rows_join(p.x, p.channels) && rows_join(p.gate_x, p.channels) &&
-                      rows_join(p.gate_a, p.channels) && rows_join(p.y, p.channels) && rows_join(p.v, p.channels);
+    const bool join = !K::complex && joins(p.x, p.channels) && joins(p.gate_x, p.channels) &&
+                      joins(p.gate_a, p.channels) && joins(p.y, p.channels) && joins(p.v, p.channels);
     Workspace decay(p.channels * int64_t(sizeof(typename K::S)));
     decays_of<K>(p, static_cast<typename K::S*>(decay.data));
     forward<K>(p, static_cast<typename K::S*>(decay.data),
                Blocks(p.batch, join ? 1 : p.rows, join ? p.rows * p.channels : p.channels, p.threads));
   }
   static void backward_pass(const GatedLruBackward& p) {
-    const bool join = !K::complex && rows_join(p.x, p.channels) && rows_join(p.gate_x, p.channels) &&
-                      rows_join(p.gate_a, p.channels) && rows_join(p.v, p.channels) && rows_join(p.dy, p.channels) &&
-                      rows_join(p.dx, p.channels) && rows_join(p.dv, p.channels) &&
-                      rows_join(p.dgate_x, p.channels) && rows_join(p.dgate_a, p.channels);
+    const bool join = !K::complex && joins(p.x, p.channels) && joins(p.gate_x, p.channels) &&
+                      joins(p.gate_a, p.channels) && joins(p.v, p.channels) && joins(p.dy, p.channels) &&
+                      joins(p.dx, p.channels) && joins(p.dv, p.channels) &&
+                      joins(p.dgate_x, p.channels) && joins(p.dgate_a, p.channels);
     Workspace decay(p.channels * int64_t(sizeof(typename K::S)));
     decays_of<K>(p, static_cast<typename K::S*>(decay.data));
     backward<K>(p, static_cast<typename K::S*>(decay.data),

@@ -6,7 +6,7 @@ constexpr int64_t kMaxFramesPerState = 16;  // rows of scratch below
 template <class K>
 struct Chunk {
   using S = typename K::S;
-  Numbers<K> before[kMaxFramesPerState + 1];  // h_{t-1}; one more row for the chunk's last state
+  typename K::Vector before[kMaxFramesPerState + 1];  // h_{t-1}; one more row for the chunk's last state
   alignas(64) S i[kMaxFramesPerState][kMaxBlock], r[kMaxFramesPerState][kMaxBlock];
   alignas(64) S magnitude[kMaxFramesPerState][kMaxBlock], beta[kMaxFramesPerState][kMaxBlock];
 };
@@ -29,13 +29,13 @@ void recompute_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t b
     const auto* gate_x = lanes.row(p.gate_x, t);
     const auto* gate_a = lanes.row(p.gate_a, t);
     const int64_t k = t - begin;
-    const Numbers<K>& h = chunk.before[k];
+    const typename K::Vector& h = chunk.before[k];
     if (t + 1 < end) {
       prefetch_at<K>(x + p.x.frame_stride, half, width);
       prefetch(gate_x + p.gate_x.frame_stride, width);
       prefetch(gate_a + p.gate_a.frame_stride, width);
     }
-    Numbers<K>& after = chunk.before[k + 1];
+    typename K::Vector& after = chunk.before[k + 1];
     S *i = chunk.i[k], *r = chunk.r[k], *magnitude = chunk.magnitude[k], *beta = chunk.beta[k];
     TRECVIT_VECTORIZE
     for (int64_t j = 0; j < width; ++j) {
@@ -85,7 +85,7 @@ TRECVIT_INLINE Number<typename K::S> output_gradient(const typename K::IO* dy, c
 // out for the frame before it.
 template <class K>
 void backward_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t begin, int64_t end,
-                    const Chunk<K>& chunk, Numbers<K>& carry, Sums<K>& sums) {
+                    const Chunk<K>& chunk, typename K::Vector& carry, Sums<K>& sums) {
   using S = typename K::S;
   const int64_t width = lanes.block.width, half = lanes.half;
   for (int64_t t = end - 1; t >= begin; --t) {
@@ -102,7 +102,7 @@ void backward_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t be
       prefetch_at<K>(dy - p.dy.frame_stride, half, width);
       if (K::mixer) prefetch_at<K>(v - p.v.frame_stride, half, width);
     }
-    const Numbers<K>&before = chunk.before[k], &after = chunk.before[k + 1];
+    const typename K::Vector&before = chunk.before[k], &after = chunk.before[k + 1];
     const S *i = chunk.i[k], *r = chunk.r[k], *magnitude = chunk.magnitude[k], *beta = chunk.beta[k];
     TRECVIT_VECTORIZE
     for (int64_t j = 0; j < width; ++j) {
@@ -125,14 +125,14 @@ void backward_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t be
       }
       carry.set(j, pull_back<S, K::complex>(a, G));
     }
-    if (reset) carry.fill(width, {S(0), S(0)});
+    if (reset) carry.fill(width, S(0));
   }
 }
 
 // The adjoint recurrence alone over a segment from a zero carry, and the product of its decays.
 template <class K>
-void summarise_backward(const GatedLruBackward& p, const Lanes<K>& lanes, Segment segment, Numbers<K>& carry,
-                        Numbers<K>& product) {
+void summarise_backward(const GatedLruBackward& p, const Lanes<K>& lanes, Segment segment, typename K::Vector& carry,
+                        typename K::Vector& product) {
   using S = typename K::S;
   const int64_t width = lanes.block.width, half = lanes.half;
   for (int64_t t = segment.end - 1; t >= segment.begin; --t) {
@@ -153,112 +153,69 @@ void summarise_backward(const GatedLruBackward& p, const Lanes<K>& lanes, Segmen
       product.set(j, pull_back<S, K::complex>(a, product.get(j)));
     }
     if (resets_at(p, lanes.block.batch, t)) {
-      carry.fill(width, {S(0), S(0)});
-      product.fill(width, {S(0), S(0)});
+      carry.fill(width, S(0));
+      product.fill(width, S(0));
     }
-  }
-}
-
-// Second stage of the parameters' gradients: `sums` holds (batch, segments, rows * channels) of what each lane added
-// up; they are added in this order, whatever the number of threads.
-template <class S>
-void reduce_sums(const S* sums, int64_t count, int64_t channels, S* out, const S* factor, int threads) {
-  if (!out) return;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < channels; first += kMinBlock) {
-    const int64_t width = min_of(kMinBlock, channels - first);
-    S total[kMinBlock] = {};
-    for (int64_t row = 0; row < count; ++row) {
-      TRECVIT_VECTORIZE
-      for (int64_t j = 0; j < width; ++j) total[j] += sums[row * channels + first + j];
-    }
-    for (int64_t j = 0; j < width; ++j) out[first + j] = factor ? total[j] * factor[first + j] : total[j];
   }
 }
 
 template <class K>
 void backward(const GatedLruBackward& p, const typename K::S* decay, const Blocks& blocks) {
   using S = typename K::S;
-  const int64_t count = blocks.count(), segments = p.segments, saved = (p.frames - 1) / p.frames_per_state;
-  const int64_t slots = segments - 1, gates = p.rows * p.channels, lanes_total = p.batch * gates * K::parts;
-  const int64_t per_sum = p.batch * segments * gates;
-  Workspace workspace((2 * slots * lanes_total + Sums<K>::count * per_sum + p.channels) * int64_t(sizeof(S)));
-  S* partial = static_cast<S*>(workspace.data);
-  S* products = partial + Sums<K>::count * per_sum;
-  S* carries = products + slots * lanes_total;  // slot s: what enters segment s from the segment after it
-  S* factor = carries + slots * lanes_total;
+  using Vector = typename K::Vector;
+  const int64_t step = p.frames_per_state, saved = (p.frames - 1) / step, gates = p.rows * p.channels;
+  const int64_t per_sum = p.batch * p.segments * gates;
+  Workspace workspace((Sums<K>::count * per_sum + p.channels) * int64_t(sizeof(S)));
+  S* partial = static_cast<S*>(workspace.data);  // per kind of sum: (batch, segments, rows * channels)
+  S* factor = partial + Sums<K>::count * per_sum;
 
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 0)
-  for (int64_t task = 0; task < count * slots; ++task) {
-    const int64_t s = task % slots;
-    const Lanes<K> lanes(p, decay, blocks.at(task / slots));
-    const int64_t width = lanes.block.width, at = lanes.state(p, s, slots);
-    Numbers<K> carry, product;
-    if (s + 1 == slots) {
-      carry.read(p.dh_last, lanes.state(p, 0, 1), lanes.half, width);
-    } else {
-      carry.fill(width, {S(0), S(0)});
-    }
-    product.fill(width, {S(1), S(0)});
-    summarise_backward<K>(p, lanes, segment_at(s + 1, segments, p.frames, p.frames_per_state), carry, product);
-    carry.write(carries, at, lanes.half, width);
-    product.write(products, at, lanes.half, width);
-  }
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (slots > 1)
-  for (int64_t task = 0; task < (slots > 1 ? count : 0); ++task) {
-    const Lanes<K> lanes(p, decay, blocks.at(task));
+  // Time is walked backwards: the first segment walked is the last one in time.
+  const auto segment_of = [&](int64_t s) { return segment_at(p.segments - 1 - s, p.segments, p.frames, step); };
+  const auto start = [&](const Lanes<K>& lanes, int64_t s, Vector& carry) {
+    carry.read(s == 0 ? lanes.state(p, p.dh_last, 0, 1) : nullptr, lanes.half, 1, lanes.block.width);
+  };
+  const auto summarise = [&](int64_t block, int64_t s, Vector& carry, Vector& product) {
+    const Lanes<K> lanes(p, decay, blocks.at(block));
+    start(lanes, s, carry);
+    product.fill(lanes.block.width, S(1));
+    summarise_backward<K>(p, lanes, segment_of(s), carry, product);
+  };
+  const auto replay = [&](int64_t block, int64_t s, const Vector* from) {
+    const Lanes<K> lanes(p, decay, blocks.at(block));
     const int64_t width = lanes.block.width;
-    Numbers<K> carry, product, local;
-    carry.read(carries, lanes.state(p, slots - 1, slots), lanes.half, width);
-    for (int64_t s = slots - 2; s >= 0; --s) {
-      const int64_t at = lanes.state(p, s, slots);
-      product.read(products, at, lanes.half, width);
-      local.read(carries, at, lanes.half, width);
-      for (int64_t j = 0; j < width; ++j)
-        carry.set(j, advance<S, K::complex>(product.get(j), carry.get(j), local.get(j)));
-      carry.write(carries, at, lanes.half, width);
-    }
-  }
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-  for (int64_t task = 0; task < count * segments; ++task) {
-    const int64_t s = task % segments;
-    const Lanes<K> lanes(p, decay, blocks.at(task / segments));
-    const int64_t width = lanes.block.width;
-    const Segment segment = segment_at(s, segments, p.frames, p.frames_per_state);
+    const Segment segment = segment_of(s);
     Chunk<K> chunk;
-    Numbers<K> carry;
     Sums<K> sums = {};
-    if (s + 1 == segments) {
-      carry.read(p.dh_last, lanes.state(p, 0, 1), lanes.half, width);
+    Vector carry;
+    if (from) {
+      carry = *from;
     } else {
-      carry.read(carries, lanes.state(p, s, slots), lanes.half, width);
+      start(lanes, s, carry);
     }
-    const int64_t step = p.frames_per_state;
     for (int64_t begin = (segment.end - 1) / step * step; begin >= segment.begin; begin -= step) {
       const int64_t end = min_of(begin + step, segment.end);
-      if (begin == 0) {
-        chunk.before[0].read(p.h0, lanes.state(p, 0, 1), lanes.half, width);
-      } else {
-        chunk.before[0].read(p.states, lanes.state(p, begin / step - 1, saved), lanes.half, width);
-      }
+      chunk.before[0].read(begin == 0 ? lanes.state(p, p.h0, 0, 1) : lanes.state(p, p.states, begin / step - 1, saved),
+                           lanes.half, 1, width);
       recompute_chunk<K>(p, lanes, begin, end, chunk);
       backward_chunk<K>(p, lanes, begin, end, chunk, carry, sums);
     }
-    if (segment.begin == 0) carry.write(p.dh0, lanes.state(p, 0, 1), lanes.half, width);
-    const int64_t at = (lanes.block.batch * segments + s) * gates + lanes.block.lane;
+    if (segment.begin == 0) carry.write(lanes.state(p, p.dh0, 0, 1), lanes.half, 1, width);
+    S* to = partial + (lanes.block.batch * p.segments + s) * gates + lanes.block.lane;
     for (int64_t j = 0; j < width; ++j) {
-      partial[at + j] = sums.r_dl[j];
-      partial[per_sum + at + j] = sums.r_dphi[j];
-      partial[2 * per_sum + at + j] = sums.dgate_x[j];
-      partial[3 * per_sum + at + j] = sums.dgate_a[j];
+      to[j] = sums.r_dl[j];
+      to[per_sum + j] = sums.r_dphi[j];
+      to[2 * per_sum + j] = sums.dgate_x[j];
+      to[3 * per_sum + j] = sums.dgate_a[j];
     }
-  }
+  };
+  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
+
   // da_param = sum of r dl times d(decay)/d(a_param) = -c sigmoid(a_param).
   for (int64_t c = 0; c < p.channels; ++c)
     factor[c] = S(-kDecayExponent) * sigmoid(static_cast<const S*>(p.a_param)[c]);
-  const int64_t rows = p.batch * segments * p.rows;
-  reduce_sums<S>(partial, rows, p.channels, static_cast<S*>(p.da_param), factor, p.threads);
-  reduce_sums<S>(partial + per_sum, rows, p.channels, static_cast<S*>(p.da_imag), nullptr, p.threads);
-  reduce_sums<S>(partial + 2 * per_sum, rows, p.channels, static_cast<S*>(p.dgate_x_bias), nullptr, p.threads);
-  reduce_sums<S>(partial + 3 * per_sum, rows, p.channels, static_cast<S*>(p.dgate_a_bias), nullptr, p.threads);
+  const int64_t rows = p.batch * p.segments * p.rows;
+  reduce_rows<S>(partial, rows, p.channels, static_cast<S*>(p.da_param), factor, p.threads);
+  reduce_rows<S>(partial + per_sum, rows, p.channels, static_cast<S*>(p.da_imag), nullptr, p.threads);
+  reduce_rows<S>(partial + 2 * per_sum, rows, p.channels, static_cast<S*>(p.dgate_x_bias), nullptr, p.threads);
+  reduce_rows<S>(partial + 3 * per_sum, rows, p.channels, static_cast<S*>(p.dgate_a_bias), nullptr, p.threads);
 }

@@ -1,17 +1,9 @@
 // What the gated LRU's launchers take: raw pointers, sizes and element strides.
 #pragma once
 
-#include <stdint.h>
-
-#include "../common/dtype.h"
+#include "../common/view.h"
 
 namespace trecvit {
-
-// A (batch, frames, rows, lanes) view with contiguous lanes; strides in elements, any sign, zero for expanded views.
-struct View {
-  void* data = nullptr;
-  int64_t batch_stride = 0, frame_stride = 0, row_stride = 0;
-};
 
 // `channels` gates per row: in the real case as many lanes of x, in the complex case twice as many (real half, then
 // imaginary half). States are dense (batch, rows, lanes) arrays of the state type.

@@ -3,18 +3,13 @@
 #pragma once
 
 #include "../common/math.h"
+#include "../common/number.h"
 
 namespace trecvit {
 namespace {
 
 constexpr double kDecayExponent = 8.0;      // c of Griffin's RG-LRU
 constexpr double kMaxSqrtSlope = 1000.0;    // RecurrentGemma's bound on d sqrt
-
-// A real or complex number in registers; the real case never touches `im`.
-template <class S>
-struct Number {
-  S re, im;
-};
 
 // Gates of one step. `a` is the decay's magnitude in the real case.
 template <class S>
@@ -43,26 +38,6 @@ TRECVIT_INLINE Number<S> decay_of(Gates<S> g, S theta) {
     return {g.magnitude * phase.cos, g.magnitude * phase.sin};
   } else {
     return {g.magnitude, S(0)};
-  }
-}
-
-// a h + u
-template <class S, bool Complex>
-TRECVIT_INLINE Number<S> advance(Number<S> a, Number<S> h, Number<S> u) {
-  if constexpr (Complex) {
-    return {a.re * h.re - a.im * h.im + u.re, a.re * h.im + a.im * h.re + u.im};
-  } else {
-    return {a.re * h.re + u.re, S(0)};
-  }
-}
-
-// conj(a) g
-template <class S, bool Complex>
-TRECVIT_INLINE Number<S> pull_back(Number<S> a, Number<S> g) {
-  if constexpr (Complex) {
-    return {a.re * g.re + a.im * g.im, a.re * g.im - a.im * g.re};
-  } else {
-    return {a.re * g.re, S(0)};
   }
 }
 

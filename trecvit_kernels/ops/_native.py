@@ -37,8 +37,8 @@ def pointer(x: Tensor | None) -> int:
 
 
 def dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Contiguous, in ``dtype``; None stays None."""
-    return None if x is None else x.to(dtype).contiguous()
+    """Contiguous, in ``dtype``, no lazy conjugate; None stays None."""
+    return None if x is None else x.to(dtype).resolve_conj().resolve_neg().contiguous()
 
 
 def threads(elements: int) -> int:

@@ -1,0 +1,173 @@
+"""Native CPU backend: convolution and recurrence in C++, the gates' matrix products through PyTorch.
+
+The gates' pre-activations are the only temporaries besides the convolution's output: the biases are added and the
+output gate is applied inside the recurrence, and the backward pass writes the gates' gradients over them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trecvit_kernels import _native
+from trecvit_kernels.ops import _schedule
+from trecvit_kernels.ops._block_diagonal import block_diagonal, block_diagonal_backward
+from trecvit_kernels.ops._dtypes import state_dtype
+from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, pointer, readable, threads, view
+from trecvit_kernels.ops.gated_lru.native import launch_arguments
+
+
+def recurrent_mixer_forward(
+    u: Tensor,
+    v: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    gate_x_weight: Tensor,
+    gate_x_bias: Tensor,
+    gate_a_weight: Tensor,
+    gate_a_bias: Tensor,
+    a_param: Tensor,
+    a_imag: Tensor | None,
+    h0: Tensor | None,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, h_last and the saved states (B, saved, *lanes, C)."""
+    dtype = state_dtype(u.dtype)
+    z = torch.empty(u.shape, dtype=u.dtype)
+    h_last = torch.empty((u.shape[0], *u.shape[2:]), dtype=dtype)
+    saved = _schedule.saved_states(u.shape[1]) if save_states else 0
+    states = torch.empty((u.shape[0], saved, *u.shape[2:]), dtype=dtype)
+    if z.numel() == 0:
+        return z, h_last, states
+    u, v, reset = readable(u), readable(v), dense(reset, torch.bool)
+    x = _conv(u, tail, conv_weight, conv_bias, reset)
+    gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
+    parameters = tuple(dense(p, dtype) for p in (a_param, a_imag, gate_x_bias, gate_a_bias))
+    h0 = dense(h0, dtype)
+    kept = states if saved else None
+    args = launch_arguments(x, gate_x, gate_a, v, parameters, h0, reset, starts, "sqrt", kept)
+    _native.gated_lru_forward(*args, view(z), pointer(h_last))
+    return z, h_last, states
+
+
+def recurrent_mixer_backward(
+    dz: Tensor,
+    dh_last: Tensor,
+    u: Tensor,
+    v: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    gate_x_weight: Tensor,
+    gate_x_bias: Tensor,
+    gate_a_weight: Tensor,
+    gate_a_bias: Tensor,
+    a_param: Tensor,
+    a_imag: Tensor | None,
+    h0: Tensor | None,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    states: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of u, v, the parameters (state dtype; a_imag's empty if real), h0 and tail."""
+    dtype = state_dtype(u.dtype)
+    du, dv, dh0 = torch.empty(u.shape, dtype=u.dtype), torch.empty(v.shape, dtype=v.dtype), torch.empty(dh_last.shape, dtype=dtype)
+    dtail = torch.zeros((u.shape[0], conv_weight.shape[0] - 1, *u.shape[2:]), dtype=u.dtype)
+    dconv_weight, dconv_bias, dgate_x_bias, dgate_a_bias, da_param = (
+        torch.zeros(p.shape, dtype=dtype) for p in (conv_weight, conv_bias, gate_x_bias, gate_a_bias, a_param)
+    )
+    da_imag = torch.zeros(0 if a_imag is None else a_imag.shape, dtype=dtype)
+    if u.numel() == 0:
+        dgate_x_weight, dgate_a_weight = (torch.zeros(w.shape, dtype=dtype) for w in (gate_x_weight, gate_a_weight))
+    else:
+        dz, u, v, reset = readable(dz), readable(u), readable(v), dense(reset, torch.bool)
+        x = _conv(u, tail, conv_weight, conv_bias, reset)
+        gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
+        parameters = tuple(dense(p, dtype) for p in (a_param, a_imag, gate_x_bias, gate_a_bias))
+        h0, dh_last = dense(h0, dtype), dh_last.contiguous()
+        dx = torch.empty_like(x)
+        _native.gated_lru_backward(
+            *launch_arguments(x, gate_x, gate_a, v, parameters, h0, reset, starts, "sqrt", states),
+            view(dz),
+            view(dx),
+            view(gate_x),  # the gates' gradients take the place of their pre-activations
+            view(gate_a),
+            view(dv),
+            pointer(dh_last),
+            pointer(dh0),
+            pointer(da_param),
+            0 if a_imag is None else pointer(da_imag),
+            pointer(dgate_x_bias),
+            pointer(dgate_a_bias),
+        )
+        dgate_x_weight = block_diagonal_backward(x, gate_x_weight, gate_x, dx)
+        dgate_a_weight = block_diagonal_backward(x, gate_a_weight, gate_a, dx)
+        conv = _conv_arguments(u, tail, conv_weight, conv_bias, reset)
+        _native.causal_conv_backward(
+            *conv.values,
+            view(dx),
+            view(du),
+            None if tail is None or dtail.numel() == 0 else view(dtail),
+            pointer(dconv_weight),
+            pointer(dconv_bias),
+        )
+    return (
+        du,
+        dv,
+        dconv_weight,
+        dconv_bias,
+        dgate_x_weight,
+        dgate_x_bias,
+        dgate_a_weight,
+        dgate_a_bias,
+        da_param,
+        da_imag,
+        dh0,
+        dtail,
+    )
+
+
+class _ConvArguments(NamedTuple):
+    """Arguments for a launcher, and the tensors that must live as long as it runs."""
+
+    values: tuple[int | View | None, ...]
+    kept: tuple[Tensor | None, ...]
+
+
+def _conv(u: Tensor, tail: Tensor | None, weight: Tensor, bias: Tensor, reset: Tensor | None) -> Tensor:
+    y = torch.empty(u.shape, dtype=u.dtype)
+    arguments = _conv_arguments(u, tail, weight, bias, reset)
+    _native.causal_conv_forward(*arguments.values, view(y))
+    return y
+
+
+def _conv_arguments(
+    u: Tensor, tail: Tensor | None, weight: Tensor, bias: Tensor, reset: Tensor | None
+) -> _ConvArguments:
+    """The leading arguments of the convolution's launchers."""
+    dtype = state_dtype(u.dtype)
+    weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
+    tail = None if tail is None or tail.numel() == 0 else readable(tail)
+    channels = u.shape[-1]
+    return _ConvArguments(
+        (
+            DTYPE_CODES[u.dtype],
+            u.shape[0],
+            u.shape[1],
+            u[0, 0].numel() // channels,
+            channels,
+            weight.shape[0],
+            threads(u.numel()),
+            view(u),
+            None if tail is None else view(tail),
+            pointer(weight),
+            pointer(bias),
+            pointer(reset),
+        ),
+        (weight, bias, tail),
+    )
