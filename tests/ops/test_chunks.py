@@ -49,15 +49,21 @@ def _cases():
         yield "linear_scan", scan(f"reverse-{reverse}", 2, FRAMES, (3, 4), f32, reverse=reverse)
     yield "linear_scan", scan("complex", 2, FRAMES, (3, 4), c64, decay="near_one")
     yield "linear_scan", scan("bf16-no-h0", 2, FRAMES, (3, 4), bf16, h0=False)
-    for is_complex in (False, True):
-        for reset in ("none", "random", "chunks", "last"):
-            name = f"{'complex' if is_complex else 'real'}-reset-{reset}"
-            lru_case = lru(name, 2, FRAMES, (2,), 6, complex=is_complex, reset=reset)
-            yield "gated_lru", lru_case
-            yield "gated_lru", replace(lru_case, name=f"{name}-no-h0", h0=False, dtype=bf16)
-            mixer_case = mixer(name, 2, FRAMES, (2,), 8, complex=is_complex, reset=reset)
-            yield "recurrent_mixer", mixer_case
-            yield "recurrent_mixer", replace(mixer_case, name=f"{name}-no-state", state=False)
+    for reset, is_complex, carried in (
+        ("none", False, True),
+        ("none", True, False),
+        ("random", True, True),
+        ("random", False, False),
+        ("chunks", False, True),
+        ("last", True, True),
+    ):
+        name = f"{'complex' if is_complex else 'real'}-reset-{reset}-{'state' if carried else 'start'}"
+        dtype = f32 if carried else bf16
+        yield "gated_lru", lru(name, 2, FRAMES, (2,), 6, dtype, is_complex, carried, reset)
+        yield (
+            "recurrent_mixer",
+            mixer(name, 1, FRAMES, (2,), 8, complex=is_complex, state=carried, reset=reset),
+        )
 
 
 _CASES = list(_cases())
