@@ -79,8 +79,10 @@ def kept_bytes(model: tk.TRecViT) -> int:
     """Bytes of the distinct storages that autograd saves for one forward pass, parameters aside."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
+    alive = []  # so that no address comes twice
 
     def pack(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
