@@ -135,12 +135,12 @@ def price_table(console: Console | None = None) -> Table:
     shape = (1, 32, 3, 224, 224)
     busy = (console or Console(quiet=True)).status
     rows: list[tuple[str, accounting.Costs, accounting.Costs | None]] = []
-    for name, title in (("trecvit_base", "TRecViT-B"), (DEFAULT_MODEL, "TRecViT-B as released")):
+    for name, title in (("trecvit_base", "TRecViT-B, paper"), (DEFAULT_MODEL, "TRecViT-B, released")):
         with busy(f"measuring {title} under fake tensors"):
             rows.append((title, accounting.costs(partial(create_model, name), shape), None))
     missing = None
     for depth in (1, 2):
-        title = f"ViViT-L, {depth}x16x16 tubelets"
+        title = f"ViViT-L, {depth}x16x16"
         build = partial(accounting.vivit_l, tubelet_frames=depth)
         try:
             with busy(f"measuring {title} under fake tensors"):
@@ -153,7 +153,7 @@ def price_table(console: Console | None = None) -> Table:
 
     plain = console is None or not console.is_terminal
     table = Table(
-        title="One clip of 32 x 224 x 224, float32: FLOPs, and memory for training",
+        title="32 x 224 x 224, float32; GiB: peak of a training step, by kind of attention",
         caption=missing,
         box=box.ASCII if plain else box.ROUNDED,
     )
@@ -161,7 +161,7 @@ def price_table(console: Console | None = None) -> Table:
     for heading in ("params\nM", "forward\nTFLOP", "training\nTFLOP"):
         table.add_column(heading, justify="right")
     for attention in ("fused", "eager"):
-        table.add_column(f"GiB with {attention}\nattention", justify="right")
+        table.add_column(f"{attention}\nGiB", justify="right")
     for title, costs, eager_costs in rows:
         # A fused backward computes the scores twice; papers count the plain one.
         training = (eager_costs or costs).flops_training

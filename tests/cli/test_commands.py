@@ -268,7 +268,7 @@ def test_price_table() -> None:
     pytest.importorskip("transformers", reason="transformers (extra 'benchmarks') is not installed")
     table = demo.price_table()
     columns = [list(column.cells) for column in table.columns]
-    assert columns[0][:2] == ["TRecViT-B", "TRecViT-B as released"]
+    assert columns[0] == ["TRecViT-B, paper", "TRecViT-B, released", "ViViT-L, 1x16x16", "ViViT-L, 2x16x16"]
     assert columns[1] == ["111.9", "136.8", "309.9", "307.5"]
     assert columns[2] == ["1.41", "1.72", "7.67", "2.87"]
     assert columns[3][2:] == ["22.99", "8.61"]
