@@ -1,6 +1,6 @@
 """trecvit_kernels: recurrent video transformers and the kernels under them."""
 
-from trecvit_kernels import backends, modules, ops
+from trecvit_kernels import accounting, backends, modules, ops, video
 from trecvit_kernels.models import Stream, TRecViT, TRecViTConfig, create_model, load_official_checkpoint
 
 __version__ = "0.1.0"
@@ -8,9 +8,11 @@ __all__ = [
     "Stream",
     "TRecViT",
     "TRecViTConfig",
+    "accounting",
     "backends",
     "create_model",
     "load_official_checkpoint",
     "modules",
     "ops",
+    "video",
 ]

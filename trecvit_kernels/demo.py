@@ -153,7 +153,7 @@ def price_table(console: Console | None = None) -> Table:
 
     plain = console is None or not console.is_terminal
     table = Table(
-        title="32 x 224 x 224, float32; GiB: peak of a training step, by kind of attention",
+        title="32 x 224 x 224, float32; training memory by kind of attention",
         caption=missing,
         box=box.ASCII if plain else box.ROUNDED,
     )
