@@ -129,12 +129,12 @@ void reduce_rows(const S* sums, int64_t count, int64_t channels, S* out, const S
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t first = 0; first < channels; first += kMinBlock) {
     const int64_t width = min_of(kMinBlock, channels - first);
-    S total[kMinBlock] = {};
+    double total[kMinBlock] = {};  // there may be millions of rows
     for (int64_t row = 0; row < count; ++row) {
       TRECVIT_VECTORIZE
       for (int64_t j = 0; j < width; ++j) total[j] += sums[row * channels + first + j];
     }
-    for (int64_t j = 0; j < width; ++j) out[first + j] = factor ? total[j] * factor[first + j] : total[j];
+    for (int64_t j = 0; j < width; ++j) out[first + j] = S(factor ? total[j] * factor[first + j] : total[j]);
   }
 }
 

@@ -24,8 +24,9 @@ TRECVIT_INLINE Gates<S> gates_of(S gate_x, S gate_a, S decay, bool reset) {
   g.i = sigmoid(gate_x);
   g.r = sigmoid(gate_a);
   const ExpPair<S> e = exp_pair(decay * g.r);
-  // 1 - |a|^2 = -expm1(l) (2 + expm1(l)): exact where |a| is close to 1.
-  const S beta = Convex ? -e.expm1 : square_root(-e.expm1 * (S(2) + e.expm1));
+  // 1 - |a|^2 = (1 - |a|) (2 - (1 - |a|)) with 1 - |a| = -expm1(l): exact where |a| is close to 1.
+  const S gap = S(0) - e.expm1;  // 1 - |a|; a subtraction, since -0 would make the slope of the root infinite
+  const S beta = Convex ? gap : square_root(gap * (S(2) - gap));
   g.magnitude = select(reset, S(0), e.exp);
   g.beta = select(reset, S(1), beta);
   return g;

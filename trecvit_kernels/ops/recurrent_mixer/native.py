@@ -105,8 +105,8 @@ def recurrent_mixer_backward(
             pointer(dgate_x_bias),
             pointer(dgate_a_bias),
         )
-        dgate_x_weight = block_diagonal_backward(x, gate_x_weight, gate_x, dx)
-        dgate_a_weight = block_diagonal_backward(x, gate_a_weight, gate_a, dx)
+        dgate_x_weight = block_diagonal_backward(x, gate_x_weight, gate_x, dx).to(dtype)
+        dgate_a_weight = block_diagonal_backward(x, gate_a_weight, gate_a, dx).to(dtype)
         conv = _conv_arguments(u, tail, conv_weight, conv_bias, reset)
         _native.causal_conv_backward(
             *conv.values,
