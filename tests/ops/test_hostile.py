@@ -162,6 +162,7 @@ def test_one_output_used(op, backend, device):
                 assert gradient.equal(value), f"{name} {used}: gradient of {key}"
 
 
+@pytest.mark.kernels_only
 def test_one_input_requires_grad(op, backend, device):
     for name, inputs, cotangents in _ordinary(op, device):
         everything = run(op, inputs, backend, cotangents).gradients
