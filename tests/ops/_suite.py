@@ -261,9 +261,7 @@ def truth_of(op: Op, inputs: dict[str, Any], cotangents: dict[str, Tensor] | Non
         exact, errors = reference, dict.fromkeys(dict(reference.items()), 0.0)
         few = min(leaf.numel() for leaf in leaves(inputs).values()) < 4
         draws = DRAWS_OF_FEW if few else DRAWS
-        for draw in reversed(
-            range(DRAWS_OF_FEW if few else DRAWS)
-        ):  # the last one, 0, is the one that backends are compared on
+        for draw in reversed(range(draws)):  # the last, 0, is what backends are held to
             drawn, signed = _drawn(inputs, cotangents, draw)
             wide = {name: widened(value) for name, value in signed.items()}
             exact = run(op, map_tensors(drawn, widened), "reference", wide)
