@@ -46,34 +46,51 @@ TRECVIT_INLINE float select(bool condition, float yes, float no) {
 }
 TRECVIT_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
-// exp(x) and exp(x) - 1 from one range reduction; the second keeps its relative accuracy near x = 0.
+// 2^t and 2^t - 1 from one range reduction; the second keeps its relative accuracy near t = 0.
 template <class S>
 struct ExpPair {
   S exp, expm1;
 };
 
-TRECVIT_INLINE ExpPair<float> exp_pair(float x) {
-  x = x < -87.0f ? -87.0f : x;  // below: exp is 1.6e-38, expm1 rounds to -1
-  x = x > 89.0f ? 89.0f : x;    // above: the scale becomes infinite
-  const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-  const float shifted = x * 1.44269504088896341f + round;
-  const float n = shifted - round;
-  float r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r;  // exp(r) - 1
-  const float scale = bits_to_float((float_to_bits(shifted) - float_to_bits(round) + 127u) << 23);
-  return {scale * (1.0f + p), scale * p + (scale - 1.0f)};
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.69314718055994531;
+
+// t + kRoundToInteger rounds t to an integer n and leaves n + 127, the exponent of 2^n, in the lowest bits.
+constexpr float kRoundToInteger = 12582912.0f + 127.0f;  // 1.5 * 2^23 + bias
+
+// The pair for t = n + f with |f| <= 1/2, rounded = t + kRoundToInteger. 2^f - 1 = f q(f), q minimax to 1e-8.
+TRECVIT_INLINE ExpPair<float> exp2_reduced(float rounded, float f) {
+  float q = 1.5403513e-4f;
+  q = q * f + 1.33907355e-3f;
+  q = q * f + 9.6182375e-3f;
+  q = q * f + 5.55035743e-2f;
+  q = q * f + 2.40226498e-1f;
+  q = q * f + 6.93147188e-1f;
+  const float p = q * f;
+  const float scale = bits_to_float(float_to_bits(rounded) << 23);
+  return {scale * p + scale, scale * p + (scale - 1.0f)};
 }
 
-TRECVIT_INLINE ExpPair<double> exp_pair(double x) { return {::exp(x), ::expm1(x)}; }
+// For t <= 0 (or NaN). Below -126 the pair is (2^-126, -1).
+TRECVIT_INLINE ExpPair<float> exp2_pair(float t) {
+  t = t < -126.0f ? -126.0f : t;
+  const float rounded = t + kRoundToInteger;
+  return exp2_reduced(rounded, t - (rounded - kRoundToInteger));
+}
 
-TRECVIT_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_pair(-x).exp); }
+TRECVIT_INLINE ExpPair<double> exp2_pair(double t) {
+  const double x = t * kLn2;
+  return {::exp(x), ::expm1(x)};
+}
+
+// 1 / (1 + exp(-x)); exactly 0 below -88.7 and 1 far above.
+TRECVIT_INLINE float sigmoid(float x) {
+  x = x < -88.8f ? -88.8f : x;
+  x = x > 87.3f ? 87.3f : x;
+  const float rounded = x * float(-kLog2E) + kRoundToInteger;
+  // One fused multiply-add: the error of the constant alone moves exp by |x| 2^-26.
+  const float f = x * float(-kLog2E) - (rounded - kRoundToInteger);
+  return 1.0f / (1.0f + exp2_reduced(rounded, f).exp);
+}
 TRECVIT_INLINE double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 
 TRECVIT_INLINE float square_root(float x) { return ::sqrtf(x); }

@@ -75,6 +75,14 @@ inline bool resets_at(const GatedLruForward& p, int64_t batch, int64_t t) {
   return p.reset ? p.reset[batch * p.frames + t] != 0 : (p.starts && t == 0);
 }
 
+// A row of gates from their pre-activations.
+template <class K>
+TRECVIT_INLINE void open_gates(const typename K::IO* from, const typename K::S* bias, int64_t width,
+                               typename K::S* to) {
+  TRECVIT_VECTORIZE
+  for (int64_t j = 0; j < width; ++j) to[j] = sigmoid(K::mixer ? load(from[j]) + bias[j] : load(from[j]));
+}
+
 // z = y * gelu_tanh(v), both halves alike.
 template <class S>
 TRECVIT_INLINE S gated(S y, S v) {
@@ -99,14 +107,12 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
     if (K::mixer && Write) prefetch_at<K>(v + p.v.frame_stride, half, width);
   }
   if (reset) h.fill(width, S(0));  // whatever it held, NaN too
+  alignas(64) S i[kMaxBlock], r[kMaxBlock];
+  open_gates<K>(gate_x, lanes.bias_x, width, i);
+  open_gates<K>(gate_a, lanes.bias_a, width, r);
   TRECVIT_VECTORIZE
   for (int64_t j = 0; j < width; ++j) {
-    S logit_x = load(gate_x[j]), logit_a = load(gate_a[j]);
-    if constexpr (K::mixer) {
-      logit_x += lanes.bias_x[j];
-      logit_a += lanes.bias_a[j];
-    }
-    const Gates<S> g = gates_of<S, K::convex>(logit_x, logit_a, lanes.decay[j], reset);
+    const Gates<S> g = gates_of<S, K::convex>(i[j], r[j], lanes.decay[j], reset);
     const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
     const Number<S> x_t = load_at<K>(x, half, j);
     const S scale = g.beta * g.i;
@@ -165,10 +171,11 @@ void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks&
 
 #include "cpu_backward.h"
 
+// In units of log 2, as gates_of wants them.
 template <class K>
 void decays_of(const GatedLruForward& p, typename K::S* decay) {
   for (int64_t c = 0; c < p.channels; ++c)
-    decay[c] = typename K::S(-kDecayExponent * softplus(double(static_cast<const typename K::S*>(p.a_param)[c])));
+    decay[c] = typename K::S(-kDecayExponent * kLog2E * softplus(double(static_cast<const typename K::S*>(p.a_param)[c])));
 }
 
 template <class K>

@@ -37,16 +37,11 @@ void recompute_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t b
     }
     typename K::Vector& after = chunk.before[k + 1];
     S *i = chunk.i[k], *r = chunk.r[k], *magnitude = chunk.magnitude[k], *beta = chunk.beta[k];
+    open_gates<K>(gate_x, lanes.bias_x, width, i);
+    open_gates<K>(gate_a, lanes.bias_a, width, r);
     TRECVIT_VECTORIZE
     for (int64_t j = 0; j < width; ++j) {
-      S logit_x = load(gate_x[j]), logit_a = load(gate_a[j]);
-      if constexpr (K::mixer) {
-        logit_x += lanes.bias_x[j];
-        logit_a += lanes.bias_a[j];
-      }
-      const Gates<S> g = gates_of<S, K::convex>(logit_x, logit_a, lanes.decay[j], reset);
-      i[j] = g.i;
-      r[j] = g.r;
+      const Gates<S> g = gates_of<S, K::convex>(i[j], r[j], lanes.decay[j], reset);
       magnitude[j] = g.magnitude;
       beta[j] = g.beta;
       const Number<S> x_t = load_at<K>(x, half, j);
@@ -139,11 +134,11 @@ void summarise_backward(const GatedLruBackward& p, const Lanes<K>& lanes, Segmen
     const auto* dy = lanes.row(p.dy, t);
     const auto* gate_a = lanes.row(p.gate_a, t);
     const auto* v = K::mixer ? lanes.row(p.v, t) : nullptr;
+    alignas(64) S r[kMaxBlock];
+    open_gates<K>(gate_a, lanes.bias_a, width, r);
     TRECVIT_VECTORIZE
     for (int64_t j = 0; j < width; ++j) {
-      S logit_a = load(gate_a[j]);
-      if constexpr (K::mixer) logit_a += lanes.bias_a[j];
-      const Gates<S> g = gates_of<S, K::convex>(S(0), logit_a, lanes.decay[j], false);
+      const Gates<S> g = gates_of<S, K::convex>(S(0), r[j], lanes.decay[j], false);
       const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
       Number<S> G = output_gradient<K, false>(dy, v, nullptr, {S(0), S(0)}, half, j);
       const Number<S> later = carry.get(j);
