@@ -4,6 +4,7 @@
 
 #include "common/isa.h"
 #include "gated_lru/params.h"
+#include "gelu/params.h"
 #include "linear_scan/params.h"
 #include "recurrent_mixer/params.h"
 
@@ -14,11 +15,13 @@ using namespace trecvit;
 #define TRECVIT_DECLARE_(isa)                                  \
   namespace trecvit::isa {                                     \
   extern const GatedLruKernels gated_lru_kernels;              \
+  extern const GeluKernels gelu_kernels;                       \
   extern const LinearScanKernels linear_scan_kernels;          \
   extern const RecurrentMixerKernels recurrent_mixer_kernels;  \
   }
 TRECVIT_FOR_EACH_ISA(TRECVIT_DECLARE_)
 #define TRECVIT_GATED_LRU_(isa) &trecvit::isa::gated_lru_kernels,
+#define TRECVIT_GELU_(isa) &trecvit::isa::gelu_kernels,
 #define TRECVIT_LINEAR_SCAN_(isa) &trecvit::isa::linear_scan_kernels,
 #define TRECVIT_RECURRENT_MIXER_(isa) &trecvit::isa::recurrent_mixer_kernels,
 
@@ -26,6 +29,11 @@ namespace {
 
 const GatedLruKernels& gated_lru_kernels() {
   static const GatedLruKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_GATED_LRU_)};
+  return *tables[int(active_isa())];
+}
+
+const GeluKernels& gelu_kernels() {
+  static const GeluKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_GELU_)};
   return *tables[int(active_isa())];
 }
 
@@ -101,6 +109,17 @@ void read(Arguments& in, GatedLruForward& p) {
   p.states = in.next_pointer();
 }
 
+template <class P>
+void read_gelu(Arguments& in, P& p) {
+  p.dtype = DType(in.next<int>());
+  p.count = in.next<int64_t>();
+  p.threads = in.next<int>();
+  p.x = in.next_pointer();
+}
+
+void read(Arguments& in, GeluForward& p) { read_gelu(in, p); }
+void read(Arguments& in, GeluBackward& p) { read_gelu(in, p); }
+
 void read(Arguments& in, LinearScanForward& p) {
   p.dtype = DType(in.next<int>());
   p.batch = in.next<int64_t>();
@@ -148,6 +167,13 @@ void read_rest(Arguments& in, GatedLruBackward& p) {
   p.da_imag = in.next_pointer();
   p.dgate_x_bias = in.next_pointer();
   p.dgate_a_bias = in.next_pointer();
+}
+
+void read_rest(Arguments& in, GeluForward& p) { p.y = in.next_pointer(); }
+
+void read_rest(Arguments& in, GeluBackward& p) {
+  p.dy = in.next_pointer();
+  p.dx = in.next_pointer();
 }
 
 void read_rest(Arguments& in, LinearScanForward& p) {
@@ -200,6 +226,8 @@ PYBIND11_MODULE(_native, m) {
   // Launchers take their arguments in the order in which ops/<op>/native.py lists them.
   m.def("gated_lru_forward", launcher<GatedLruForward>([] { return gated_lru_kernels().forward; }));
   m.def("gated_lru_backward", launcher<GatedLruBackward>([] { return gated_lru_kernels().backward; }));
+  m.def("gelu_forward", launcher<GeluForward>([] { return gelu_kernels().forward; }));
+  m.def("gelu_backward", launcher<GeluBackward>([] { return gelu_kernels().backward; }));
   m.def("linear_scan_forward", launcher<LinearScanForward>([] { return linear_scan_kernels().forward; }));
   m.def("linear_scan_backward", launcher<LinearScanBackward>([] { return linear_scan_kernels().backward; }));
   m.def("causal_conv_forward", launcher<CausalConvForward>([] { return recurrent_mixer_kernels().conv_forward; }));

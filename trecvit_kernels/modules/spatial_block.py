@@ -10,6 +10,7 @@ from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import add_residual
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops.gelu.op import gelu_tanh
 
 EPS = 1e-6
 
@@ -73,7 +74,7 @@ class SpatialBlock(nn.Module):
         return self.out(ops.spatial_attention(self.qkv(x), self.num_heads))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(self._drop(F.gelu(self.mlp_in(x), approximate="tanh")))
+        return self.mlp_out(self._drop(gelu_tanh(self.mlp_in(x))))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
