@@ -1,0 +1,173 @@
+"""A row of the report: what is compared with what, how that is measured, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.timing import Budget, Work, interleave, quartiles, seconds
+
+_SLOW_START = 5.0  # seconds; a first call beyond it is mentioned (it is compilation)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something that does the same work.
+
+    like_ours: turns its result into ours, outside the timing; None where there is none to compare (floors).
+    """
+
+    name: str
+    run: Work
+    like_ours: Callable[[object], object] | None = lambda result: result
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row to be measured: ``ours`` against the fastest of ``peers``.
+
+    Attributes:
+        group: ops, layer, model, streaming or memory.
+        peers: those that raise or compute something else are left out, and named in the row's note.
+        check: empty if ours is correct, else what is wrong; nothing is timed then.
+        limit: "at least" so many times faster than the peer, or, with ``floor``, "at most" so many times the
+            floor's time. None: no target, the number is for information.
+        nbytes: least traffic of ours, for GB/s.
+        bar: floors only: seconds of the floor -> seconds that count as 1.0.
+    """
+
+    group: str
+    what: str
+    ours: Work
+    peers: Sequence[Peer]
+    check: Callable[[], str]
+    limit: float | None = None
+    floor: bool = False
+    nbytes: int | None = None
+    bar: Callable[[float], float] | None = None
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured row, as it goes into the JSON file. Values are in seconds, or bytes (``unit``).
+
+    ratio: how many times faster than the peer; of a floor, how many times its value. low and high are the
+    quartiles of the ratio over the rounds.
+    """
+
+    group: str
+    what: str
+    peer: str
+    ours: float | None = None
+    theirs: float | None = None
+    unit: str = "s"
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor: bool = False
+    limit: float | None = None
+    nbytes: int | None = None
+    rounds: int = 0
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target or a measurement."""
+        if self.limit is None or self.ratio is None:
+            return None
+        return self.ratio <= self.limit if self.floor else self.ratio >= self.limit
+
+
+def measure(row: Comparison) -> Result:
+    """Check, find the fastest peer, and time ours against it."""
+    empty = Result(row.group, row.what, peer="", floor=row.floor, limit=row.limit, nbytes=row.nbytes)
+    if wrong := row.check():
+        return _replace(empty, note=f"not timed, wrong result: {wrong}")
+    reference = row.ours()
+    fastest, best, notes = None, float("inf"), []
+    for peer in row.peers:
+        took, note = _try(peer, reference)
+        if note:
+            notes.append(f"{peer.name}: {note}")
+        if took is not None and took < best:
+            fastest, best = peer, took
+    del reference
+    if fastest is None:
+        return _replace(empty, note="; ".join(notes) or "no peer could run")
+    pair = interleave(row.ours, fastest.run, row.budget)
+    bar = row.bar or (lambda value: value)
+    theirs = [bar(value) for value in pair.theirs]
+    ratios = [a / b if row.floor else b / a for a, b in zip(pair.ours, theirs)]
+    low, ratio, high = quartiles(ratios)
+    return _replace(
+        empty,
+        peer=fastest.name,
+        ours=quartiles(pair.ours)[1],
+        theirs=quartiles(theirs)[1],
+        ratio=ratio,
+        low=low,
+        high=high,
+        rounds=len(ratios),
+        note="; ".join(notes),
+    )
+
+
+def _try(peer: Peer, ours: object) -> tuple[float | None, str]:
+    """Seconds of a second call (None: not usable), and what to say about the peer."""
+    note = ""
+    try:
+        first = seconds(peer.run)
+        if peer.like_ours is not None and (gap := disagreement(ours, peer.like_ours(peer.run()))) > 1e-3:
+            return None, f"left out, its result is off by {gap:.1e} of the largest value"
+        if first > _SLOW_START and peer.like_ours is not None:
+            note = f"first call {first:.0f} s"
+        return seconds(peer.run), note
+    except Exception as error:  # a peer that cannot run must not stop the report
+        return (
+            None,
+            f"left out, {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}",
+        )
+
+
+def disagreement(ours: object, theirs: object) -> float:
+    """Largest difference over tensors in order, as a share of the largest value of ours."""
+    gap = 0.0
+    mine = [t for t in tree_leaves(ours) if isinstance(t, Tensor)]
+    other = [t for t in tree_leaves(theirs) if isinstance(t, Tensor)]
+    if len(mine) != len(other):
+        raise ValueError(f"{len(other)} results instead of {len(mine)}")
+    for a, b in zip(mine, other):
+        if a.shape != b.shape:
+            raise ValueError(f"result of shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+        difference = (a.detach() - b.detach()).abs().max().item()
+        scale = a.detach().abs().max().item()
+        share = difference / scale if scale else difference
+        if share != share:
+            return float("inf")
+        gap = max(gap, share)
+    return gap
+
+
+def within_reference(ours: Sequence[Tensor], reference: Sequence[Tensor], truth: Sequence[Tensor]) -> str:
+    """Empty if ours errs at most twice as much as the reference in the same dtype; truth is float64.
+
+    The floor beside it is 16 units of the result's dtype, relative to the largest value.
+    """
+    for index, (a, b, exact) in enumerate(zip(ours, reference, truth, strict=True)):
+        scale = exact.abs().max().item()
+        error = (a.detach().double() - exact).abs().max().item()
+        allowed = 2 * (b.detach().double() - exact).abs().max().item() + 16 * torch.finfo(a.dtype).eps * scale
+        if not error <= allowed:
+            return f"result {index} is off by {error:.1e}, allowed {allowed:.1e}"
+    return ""
+
+
+def _replace(result: Result, **changes: object) -> Result:
+    import dataclasses
+
+    return dataclasses.replace(result, **changes)  # type: ignore[arg-type]
