@@ -25,7 +25,10 @@ NAMES = ("reference", "sdpa", "native", "triton", "cuda")
 _DEFAULT_ORDER = {"cpu": ("native", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
 _DEVICES = {"native": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 # Backends that do not exist yet say so; the rooms that add them replace the entry.
-_NOT_BUILT = {"triton": "this version has no Triton kernels yet", "cuda": "this version has no CUDA kernels yet"}
+_NOT_BUILT = {
+    "triton": "this version has no Triton kernels yet",
+    "cuda": "this version has no CUDA kernels yet",
+}
 
 _override: str | None = None
 _environment: str | None = os.environ.get("TRECVIT_BACKEND") or None

@@ -74,14 +74,14 @@ def gated_lru_forward(
     if y.numel() == 0:
         return y, h_last, states
     x, gate_x, gate_a = readable(x), readable(gate_x), readable(gate_a)
-    a_param, a_imag, h0 = dense(a_param, dtype), dense(a_imag, dtype), dense(h0, dtype)
-    reset = dense(reset, torch.bool)
+    parameters = (dense(a_param, dtype), dense(a_imag, dtype), None, None)
+    h0, reset = dense(h0, dtype), dense(reset, torch.bool)
     args = launch_arguments(
         x,
         gate_x,
         gate_a,
         None,
-        (a_param, a_imag, None, None),
+        parameters,
         h0,
         reset,
         starts,
@@ -115,14 +115,14 @@ def gated_lru_backward(
     if x.numel() == 0:
         return dx, dgate_x, dgate_a, da_param, da_imag, dh0
     dy, x, gate_x, gate_a = readable(dy), readable(x), readable(gate_x), readable(gate_a)
-    a_param, a_imag, h0 = dense(a_param, dtype), dense(a_imag, dtype), dense(h0, dtype)
-    reset, dh_last = dense(reset, torch.bool), dh_last.contiguous()
+    parameters = (dense(a_param, dtype), dense(a_imag, dtype), None, None)
+    h0, reset, dh_last = dense(h0, dtype), dense(reset, torch.bool), dh_last.contiguous()
     args = launch_arguments(
         x,
         gate_x,
         gate_a,
         None,
-        (a_param, a_imag, None, None),
+        parameters,
         h0,
         reset,
         starts,

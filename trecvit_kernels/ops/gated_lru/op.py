@@ -125,14 +125,16 @@ _INPUTS = (
 )
 
 
-def _fake_forward(x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, save_states, backend):  # type: ignore[no-untyped-def]
+def _fake_forward(x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, save_states, backend):
     state = x.new_empty((x.shape[0], *x.shape[2:]), dtype=state_dtype(x.dtype))
     saved = saved_states(x.shape[1]) if save_states else 0
     states = state.new_empty((x.shape[0], saved, *x.shape[2:]))
     return x.new_empty(x.shape), state, states
 
 
-def _fake_backward(dy, dh_last, x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, states, backend):  # type: ignore[no-untyped-def]
+def _fake_backward(
+    dy, dh_last, x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, states, backend
+):
     dtype = state_dtype(x.dtype)
     return (
         x.new_empty(x.shape),
@@ -150,12 +152,12 @@ def _fake_backward(dy, dh_last, x, gate_x, gate_a, a_param, a_imag, h0, reset, s
 _FLOPS_REAL, _FLOPS_COMPLEX = 15, 26
 
 
-def _flops_forward(x_shape, gate_x_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_forward(x_shape, gate_x_shape, *args, **kwargs) -> int:
     per_element = _FLOPS_REAL if x_shape == gate_x_shape else _FLOPS_COMPLEX
     return per_element * torch.Size(gate_x_shape).numel()
 
 
-def _flops_backward(dy_shape, dh_last_shape, x_shape, gate_x_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_backward(dy_shape, dh_last_shape, x_shape, gate_x_shape, *args, **kwargs) -> int:
     return 3 * _flops_forward(x_shape, gate_x_shape)
 
 
@@ -182,7 +184,7 @@ class _GatedLRU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, backend):  # type: ignore[no-untyped-def]
+    def forward(x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, backend):
         return _forward(x, gate_x, gate_a, a_param, a_imag, h0, reset, starts, normalizer, True, backend)
 
     @staticmethod
@@ -194,7 +196,7 @@ class _GatedLRU(torch.autograd.Function):
         ctx.settings = (starts, normalizer, backend)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dh_last: Tensor, _: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, dy: Tensor, dh_last: Tensor, _: Tensor):
         *tensors, states = ctx.saved_tensors
         starts, normalizer, backend = ctx.settings
         dx, dgate_x, dgate_a, da_param, da_imag, dh0 = _backward(

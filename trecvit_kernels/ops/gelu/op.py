@@ -46,15 +46,15 @@ def gelu_tanh(x: Tensor, *, backend: str | None = None) -> Tensor:
     return _forward(x, "native")
 
 
-def _fake_forward(x, backend):  # type: ignore[no-untyped-def]
+def _fake_forward(x, backend):
     return x.new_empty(x.shape)
 
 
-def _fake_backward(dy, x, backend):  # type: ignore[no-untyped-def]
+def _fake_backward(dy, x, backend):
     return x.new_empty(x.shape)
 
 
-def _no_flops(*args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _no_flops(*args, **kwargs) -> int:
     return 0  # as torch.utils.flop_counter counts PyTorch's own elementwise ops
 
 
@@ -88,6 +88,6 @@ class _Gelu(torch.autograd.Function):
         ctx.backend = backend
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, dy: Tensor):
         (x,) = ctx.saved_tensors
         return _backward(dy, x, ctx.backend), None

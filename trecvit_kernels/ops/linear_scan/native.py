@@ -74,7 +74,7 @@ def linear_scan_backward(
     dh0 = torch.empty(dh_last.shape, dtype=dh_last.dtype)
     if da.numel():
         dh, a, b = (readable(_with_lanes(t)) for t in (dh, a, b))
-        h0, dh_last = dense(h0, dh_last.dtype), dense(dh_last, dh_last.dtype)
+        h0, dh_last = dense(h0, dh_last.dtype), dh_last.resolve_conj().contiguous()
         _native.linear_scan_backward(
             *_launch_arguments(a, b, h0, reverse, states),
             _walked(dh, reverse),

@@ -66,22 +66,22 @@ def linear_scan(
     return h, h_last
 
 
-def _fake_forward(a, b, h0, reverse, save_states, backend):  # type: ignore[no-untyped-def]
+def _fake_forward(a, b, h0, reverse, save_states, backend):
     state = b.new_empty((b.shape[0], *b.shape[2:]), dtype=state_dtype(b.dtype))
     saved = saved_states(b.shape[1]) if save_states else 0
     return b.new_empty(b.shape), state, state.new_empty((b.shape[0], saved, *b.shape[2:]))
 
 
-def _fake_backward(dh, dh_last, a, b, h0, reverse, states, backend):  # type: ignore[no-untyped-def]
+def _fake_backward(dh, dh_last, a, b, h0, reverse, states, backend):
     return a.new_empty(a.shape), b.new_empty(b.shape), dh_last.new_empty(dh_last.shape)
 
 
-def _flops_forward(a_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_forward(a_shape, *args, **kwargs) -> int:
     # One multiply-add per element. Shapes do not tell complex from real: complex elements cost 8 and count 2.
     return 2 * torch.Size(a_shape).numel()
 
 
-def _flops_backward(dh_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_backward(dh_shape, *args, **kwargs) -> int:
     # States again (2), the adjoint recurrence (2) and da = conj(h_{t-1}) G (1).
     return 5 * torch.Size(dh_shape).numel()
 
@@ -110,7 +110,7 @@ class _LinearScan(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a, b, h0, reverse, backend):  # type: ignore[no-untyped-def]
+    def forward(a, b, h0, reverse, backend):
         return _forward(a, b, h0, reverse, True, backend)
 
     @staticmethod
@@ -122,7 +122,7 @@ class _LinearScan(torch.autograd.Function):
         ctx.settings = (reverse, backend)
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor, dh_last: Tensor, _: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, dh: Tensor, dh_last: Tensor, _: Tensor):
         a, b, h0, states = ctx.saved_tensors
         reverse, backend = ctx.settings
         da, db, dh0 = _backward(dh, dh_last, a, b, h0, reverse, states, backend)

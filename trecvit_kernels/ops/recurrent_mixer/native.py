@@ -47,7 +47,12 @@ def recurrent_mixer_forward(
     u, v, reset = readable(u), readable(v), dense(reset, torch.bool)
     x = _conv(u, tail, conv_weight, conv_bias, reset)
     gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
-    parameters = tuple(dense(p, dtype) for p in (a_param, a_imag, gate_x_bias, gate_a_bias))
+    parameters = (
+        dense(a_param, dtype),
+        dense(a_imag, dtype),
+        dense(gate_x_bias, dtype),
+        dense(gate_a_bias, dtype),
+    )
     h0 = dense(h0, dtype)
     kept = states if saved else None
     args = launch_arguments(x, gate_x, gate_a, v, parameters, h0, reset, starts, "sqrt", kept)
@@ -76,19 +81,30 @@ def recurrent_mixer_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of u, v, the parameters (state dtype; a_imag's empty if real), h0 and tail."""
     dtype = state_dtype(u.dtype)
-    du, dv, dh0 = torch.empty(u.shape, dtype=u.dtype), torch.empty(v.shape, dtype=v.dtype), torch.empty(dh_last.shape, dtype=dtype)
+    du, dv, dh0 = (
+        torch.empty(u.shape, dtype=u.dtype),
+        torch.empty(v.shape, dtype=v.dtype),
+        torch.empty(dh_last.shape, dtype=dtype),
+    )
     dtail = torch.zeros((u.shape[0], conv_weight.shape[0] - 1, *u.shape[2:]), dtype=u.dtype)
     dconv_weight, dconv_bias, dgate_x_bias, dgate_a_bias, da_param = (
         torch.zeros(p.shape, dtype=dtype) for p in (conv_weight, conv_bias, gate_x_bias, gate_a_bias, a_param)
     )
     da_imag = torch.zeros(0 if a_imag is None else a_imag.shape, dtype=dtype)
     if u.numel() == 0:
-        dgate_x_weight, dgate_a_weight = (torch.zeros(w.shape, dtype=dtype) for w in (gate_x_weight, gate_a_weight))
+        dgate_x_weight, dgate_a_weight = (
+            torch.zeros(w.shape, dtype=dtype) for w in (gate_x_weight, gate_a_weight)
+        )
     else:
         dz, u, v, reset = readable(dz), readable(u), readable(v), dense(reset, torch.bool)
         x = _conv(u, tail, conv_weight, conv_bias, reset)
         gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
-        parameters = tuple(dense(p, dtype) for p in (a_param, a_imag, gate_x_bias, gate_a_bias))
+        parameters = (
+            dense(a_param, dtype),
+            dense(a_imag, dtype),
+            dense(gate_x_bias, dtype),
+            dense(gate_a_bias, dtype),
+        )
         h0, dh_last = dense(h0, dtype), dh_last.contiguous()
         dx = torch.empty_like(x)
         _native.gated_lru_backward(

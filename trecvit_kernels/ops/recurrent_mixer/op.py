@@ -131,11 +131,15 @@ def _check(
     check_tensor(NAME, "conv_weight", conv_weight, ndim_at_least=1)
     taps = conv_weight.shape[0]
     if taps < 1:
-        raise ValueError(f"{NAME}: conv_weight must have at least one tap, got shape {tuple(conv_weight.shape)}")
+        raise ValueError(
+            f"{NAME}: conv_weight must have at least one tap, got shape {tuple(conv_weight.shape)}"
+        )
     check_tensor(NAME, "gate_x_weight", gate_x_weight, ndim_at_least=3)
     heads = gate_x_weight.shape[0]
     if heads < 1 or channels % heads:
-        raise ValueError(f"{NAME}: gate_x_weight must have a number of heads that divides {channels}, got {heads}")
+        raise ValueError(
+            f"{NAME}: gate_x_weight must have a number of heads that divides {channels}, got {heads}"
+        )
     gates = channels
     if a_imag is not None:
         if channels % 2 or (channels // 2) % heads:
@@ -175,37 +179,48 @@ _INPUTS = (
 )
 
 
-def _fake_forward(u, v, *args):  # type: ignore[no-untyped-def]
+def _fake_forward(u, v, *args):
     *_, save_states, _backend = args
     state = u.new_empty((u.shape[0], *u.shape[2:]), dtype=state_dtype(u.dtype))
     saved = saved_states(u.shape[1]) if save_states else 0
     return u.new_empty(u.shape), state, state.new_empty((u.shape[0], saved, *u.shape[2:]))
 
 
-def _fake_backward(dz, dh_last, u, v, conv_weight, *args):  # type: ignore[no-untyped-def]
+def _fake_backward(dz, dh_last, u, v, conv_weight, *args):
     dtype = state_dtype(u.dtype)
     *parameters, a_imag, _h0, _tail, _reset, _starts, _states, _backend = args
     gradients = [p.new_empty(p.shape, dtype=dtype) for p in (conv_weight, *parameters)]
     da_imag = dh_last.new_empty(a_imag.shape if a_imag is not None else (0,))
     dtail = u.new_empty((u.shape[0], conv_weight.shape[0] - 1, *u.shape[2:]))
-    return u.new_empty(u.shape), v.new_empty(v.shape), *gradients, da_imag, dh_last.new_empty(dh_last.shape), dtail
+    return (
+        u.new_empty(u.shape),
+        v.new_empty(v.shape),
+        *gradients,
+        da_imag,
+        dh_last.new_empty(dh_last.shape),
+        dtail,
+    )
 
 
-def _matmul_flops(u_shape, gate_weight_shape) -> int:  # type: ignore[no-untyped-def]
+def _matmul_flops(u_shape, gate_weight_shape) -> int:
     heads, width, out = gate_weight_shape
     return 2 * 2 * torch.Size(u_shape[:-1]).numel() * heads * width * out
 
 
-def _elementwise_flops(u_shape, conv_weight_shape) -> int:  # type: ignore[no-untyped-def]
+def _elementwise_flops(u_shape, conv_weight_shape) -> int:
     # Convolution (2 per tap), gated LRU (15 as in its room), GeLU gate (8).
     return (2 * conv_weight_shape[0] + 23) * torch.Size(u_shape).numel()
 
 
-def _flops_forward(u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_forward(
+    u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
+) -> int:
     return _matmul_flops(u_shape, gate_weight_shape) + _elementwise_flops(u_shape, conv_weight_shape)
 
 
-def _flops_backward(dz, dh_last, u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _flops_backward(
+    dz, dh_last, u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
+) -> int:
     # The gates again, then the products for dx and dW.
     return 3 * (_matmul_flops(u_shape, gate_weight_shape) + _elementwise_flops(u_shape, conv_weight_shape))
 
@@ -234,7 +249,7 @@ class _RecurrentMixer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args):  # type: ignore[no-untyped-def]
+    def forward(*args):
         *inputs, backend = args
         return _forward(*inputs, True, backend)
 
@@ -247,7 +262,7 @@ class _RecurrentMixer(torch.autograd.Function):
         ctx.settings = (starts, backend)
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor, dh_last: Tensor, _: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, dz: Tensor, dh_last: Tensor, _: Tensor):
         *tensors, states = ctx.saved_tensors
         starts, backend = ctx.settings
         gradients = _backward(dz, dh_last, *tensors, starts, states, backend)
