@@ -1,7 +1,7 @@
 """What huge pages change: the same rows in two processes, with and without PyTorch's switch.
 
 PyTorch reads ``THP_MEM_ALLOC_ENABLE`` once, before its first allocation, so each setting needs its own
-process. The processes run one after the other: what the machine does meanwhile is not shared between the two columns.
+process. The processes run one after the other: what the machine does meanwhile is not shared between the two.
 """
 
 from __future__ import annotations

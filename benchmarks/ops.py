@@ -242,8 +242,8 @@ def check_linear_scan(a: Tensor, b: Tensor) -> str:
     return _against_float64(ours, _linear_scan_by_pieces, few, dh[..., picked], [picked] * 3)
 
 
-# In the backward pass of the reference every frame touches all frames of the call: over long time it is called
-# piece by piece, the state handed on.
+# In the backward pass of the reference every frame touches all frames of the call: over a long time it is
+# called piece by piece, the state handed on.
 def _gated_lru_by_pieces(x: Tensor, gate_x: Tensor, gate_a: Tensor, *parameters: Any) -> Tensor:
     outputs, h = [], None
     for part in zip(*(t.split(_PIECE, dim=1) for t in (x, gate_x, gate_a))):

@@ -1,0 +1,51 @@
+"""The README's Python does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import trecvit_kernels as tk
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def _blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_quick_start_is_short() -> None:
+    code = [line for line in _blocks()[0].splitlines() if line.strip()]
+    assert 5 <= len(code) <= 11
+
+
+def test_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, but with a model of two layers in place of the full one."""
+    original, asked = tk.create_model, []
+
+    def small(name: str, **overrides: object) -> tk.TRecViT:
+        asked.append(name)
+        return original(name, depth=2, **overrides)
+
+    monkeypatch.setattr(tk, "create_model", small)
+    names: dict[str, object] = {}
+    for block in _blocks():
+        exec(compile(block, README.name, "exec"), names)
+    assert asked == ["trecvit_base_k400"]
+    logits, y, state = (names[name] for name in ("logits", "y", "state"))
+    assert isinstance(logits, torch.Tensor) and logits.shape == (1, 400)
+    assert isinstance(y, torch.Tensor) and y.shape == (2, 16, 196, 768)
+    assert isinstance(state, torch.Tensor) and state.shape == (2, 196, 768)
+
+
+def test_names_that_the_text_uses_exist() -> None:
+    text = README.read_text(encoding="utf-8")
+    for op in set(re.findall(r"`ops\.(\w+)`", text)):
+        assert callable(getattr(tk.ops, op))
+    offered = re.findall(r"^\|[^|]*\| `(\w+)` \|", text, re.MULTILINE)  # second column of the support table
+    assert set(offered) == {name for name, status in tk.backends.available().items() if status.available}
+    for link in re.findall(r"\]\(((?:docs|benchmarks)/[^)]*|CITATION\.cff)\)", text):
+        assert (README.parent / link).exists(), link
