@@ -57,24 +57,27 @@ constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.69314718055994531;
 // t + kRoundToInteger rounds t to an integer n and leaves n + 127, the exponent of 2^n, in the lowest bits.
 constexpr float kRoundToInteger = 12582912.0f + 127.0f;  // 1.5 * 2^23 + bias
 
-// The pair for t = n + f with |f| <= 1/2, rounded = t + kRoundToInteger. 2^f - 1 = f q(f), q minimax to 1e-8.
-TRECVIT_INLINE ExpPair<float> exp2_reduced(float rounded, float f) {
+// 2^t = scale (1 + p) for t = n + f with |f| <= 1/2 and rounded = t + kRoundToInteger. p = f q(f), q minimax to 1e-8.
+struct Reduced {
+  float scale, p;
+};
+
+TRECVIT_INLINE Reduced exp2_reduced(float rounded, float f) {
   float q = 1.5403513e-4f;
   q = q * f + 1.33907355e-3f;
   q = q * f + 9.6182375e-3f;
   q = q * f + 5.55035743e-2f;
   q = q * f + 2.40226498e-1f;
   q = q * f + 6.93147188e-1f;
-  const float p = q * f;
-  const float scale = bits_to_float(float_to_bits(rounded) << 23);
-  return {scale * p + scale, scale * p + (scale - 1.0f)};
+  return {bits_to_float(float_to_bits(rounded) << 23), q * f};
 }
 
 // For t <= 0 (or NaN). Below -126 the pair is (2^-126, -1).
 TRECVIT_INLINE ExpPair<float> exp2_pair(float t) {
   t = t < -126.0f ? -126.0f : t;
   const float rounded = t + kRoundToInteger;
-  return exp2_reduced(rounded, t - (rounded - kRoundToInteger));
+  const Reduced e = exp2_reduced(rounded, t - (rounded - kRoundToInteger));
+  return {e.scale * e.p + e.scale, e.scale * e.p + (e.scale - 1.0f)};
 }
 
 TRECVIT_INLINE ExpPair<double> exp2_pair(double t) {
@@ -82,16 +85,21 @@ TRECVIT_INLINE ExpPair<double> exp2_pair(double t) {
   return {::exp(x), ::expm1(x)};
 }
 
-// 1 / (1 + exp(-x)); exactly 0 below -88.7 and 1 far above.
-TRECVIT_INLINE float sigmoid(float x) {
+// exp(-x), for sigmoids: infinite from x = -88.4 down, 1e-38 from 87.3 up.
+TRECVIT_INLINE float exp_minus(float x) {
   x = x < -88.8f ? -88.8f : x;
   x = x > 87.3f ? 87.3f : x;
   const float rounded = x * float(-kLog2E) + kRoundToInteger;
   // One fused multiply-add: the error of the constant alone moves exp by |x| 2^-26.
-  const float f = x * float(-kLog2E) - (rounded - kRoundToInteger);
-  return 1.0f / (1.0f + exp2_reduced(rounded, f).exp);
+  const Reduced e = exp2_reduced(rounded, x * float(-kLog2E) - (rounded - kRoundToInteger));
+  return e.scale * (1.0f + e.p);  // not scale p + scale: p may be negative where scale is infinite
 }
-TRECVIT_INLINE double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
+TRECVIT_INLINE double exp_minus(double x) { return ::exp(-x); }
+
+template <class S>
+TRECVIT_INLINE S sigmoid(S x) {
+  return S(1) / (S(1) + exp_minus(x));
+}
 
 TRECVIT_INLINE float square_root(float x) { return ::sqrtf(x); }
 TRECVIT_INLINE double square_root(double x) { return ::sqrt(x); }
@@ -141,8 +149,10 @@ template <class S>
 TRECVIT_INLINE Gelu<S> gelu_tanh(S v) {
   const S k = S(1.5957691216057308);  // 2 sqrt(2/pi)
   const S square = v * v;
-  const S s = sigmoid(k * v * (S(1) + S(0.044715) * square));
-  return {v * s, s + v * s * (S(1) - s) * k * (S(1) + S(3 * 0.044715) * square)};
+  const S e = exp_minus(k * v * (S(1) + S(0.044715) * square));
+  const S s = S(1) / (S(1) + e);
+  const S one_minus_s = (e > S(1e38) ? S(1e38) : e) * s;  // without cancellation; s = 0 where e is infinite
+  return {v * s, s + v * s * one_minus_s * k * (S(1) + S(3 * 0.044715) * square)};
 }
 
 }  // namespace
