@@ -75,6 +75,7 @@ def rows(budget: Budget, *, quick: bool, floors_only: bool) -> Iterator[Comparis
         if dtype == torch.float32:
             what = f"TRecViT-B training step, {FRAMES} frames, {_FLOATS[dtype]}"
             row = functools.partial(Comparison, "model", what, step := _training_step(model, video))
+            check = functools.cache(functools.partial(_check_gradients, model))
             yield row([Peer(products, floor.train, None)], check, limit=_TRAINING, floor=True, budget=budget)
             if not (floors_only or quick):
                 yield row([Peer("same model, reference ops", _with_reference(step))], check, budget=few)
@@ -152,6 +153,27 @@ def _check_layer(layer: GatedLRU) -> str:
 def _check_model(model: TRecViT) -> str:
     """Logits and tokens of two frames against the reference ops in float64."""
     return _check_logits(model, lambda m, video: [m(video), m.forward_features(video)])
+
+
+def _check_gradients(model: TRecViT) -> str:
+    """Loss and the gradients of all parameters, two frames, against the reference ops in float64."""
+    video = torch.rand(1, 2, 3, 224, 224)
+    ours = _gradients(model, video)
+    with backends.use("reference"):
+        same = _gradients(model, video)
+        exact = TRecViT(model.config).double().eval()
+        exact.load_state_dict(model.state_dict())
+        truth = _gradients(exact, video.double())
+    # In shares of each tensor's largest element, and all tensors as one: the worst of ours against the worst
+    # of the reference.
+    scales = [t.abs().max() for t in truth]
+    parts = [torch.cat([(t / s).flatten() for t, s in zip(found, scales)]) for found in (ours, same, truth)]
+    return within_reference(parts[:1], parts[1:2], parts[2:])
+
+
+def _gradients(model: TRecViT, video: Tensor) -> list[Tensor]:
+    loss = F.cross_entropy(model(video), torch.tensor([7]))
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
 @torch.no_grad()

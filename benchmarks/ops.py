@@ -32,7 +32,7 @@ LINEAR_SCAN = [
 ]
 _COPY, _FASTER_THAN_COMPILED = 1.5, 2.0
 _TRAINING_EAGER, _TRAINING_COMPILED, _SCAN = 6.0, 2.5, 3.0
-_CHECKED = 4  # channels that are compared with float64 in every frame, token and gradient
+_CHECKED = 32  # channels that are compared with float64 in every frame, token and gradient
 _PIECE = 64  # frames
 _SHORT = 512  # frames up to which the reference's backward pass, quadratic in their number, is worth a wait
 
