@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[Rows, Budget, Budget]] = {  # rows, usual budget, quick 
 }
 NAMES = (*GROUPS, "memory")
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -82,8 +82,11 @@ def write_report(
     ] = None,
 ) -> None:
     """Rewrite the measured table of README.md from a committed result file."""
-    path = file or report.newest()
-    changed = report.rewrite(report.README, path)
+    try:
+        path = file or report.newest()
+        changed = report.rewrite(report.README, path)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     typer.echo(f"{report.README.name} {'updated' if changed else 'is up to date'} from {path.name}")
 
 

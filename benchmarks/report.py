@@ -107,7 +107,7 @@ def newest() -> Path:
     """The result file of the latest date; FileNotFoundError if there is none."""
     files = sorted(RESULTS.glob("*.json"), key=lambda path: (json.loads(path.read_text())["date"], path.name))
     if not files:
-        raise FileNotFoundError(f"no result file in {RESULTS}: run python -m benchmarks --save")
+        raise FileNotFoundError("no result file in benchmarks/results: run python -m benchmarks --save")
     return files[-1]
 
 
