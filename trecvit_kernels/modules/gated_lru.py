@@ -11,8 +11,8 @@ from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops.block_diagonal.op import block_diagonal
 from trecvit_kernels.ops.gated_lru.op import NORMALIZERS
-from trecvit_kernels.ops.recurrent_mixer.reference import block_diagonal
 
 MAX_RADIUS = 0.999
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from trecvit_kernels import _native
 from trecvit_kernels.ops import _schedule
-from trecvit_kernels.ops._block_diagonal import block_diagonal, block_diagonal_backward
 from trecvit_kernels.ops._dtypes import state_dtype
 from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, pointer, readable, threads, view
+from trecvit_kernels.ops.block_diagonal.native import add_input_gradient, product, weight_gradient
 from trecvit_kernels.ops.gated_lru.native import launch_arguments
 
 
@@ -46,7 +46,7 @@ def recurrent_mixer_forward(
         return z, h_last, states
     u, v, reset = readable(u), readable(v), dense(reset, torch.bool)
     x = _conv(u, tail, conv_weight, conv_bias, reset)
-    gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
+    gate_x, gate_a = product(x, gate_x_weight), product(x, gate_a_weight)
     parameters = (
         dense(a_param, dtype),
         dense(a_imag, dtype),
@@ -98,7 +98,7 @@ def recurrent_mixer_backward(
     else:
         dz, u, v, reset = readable(dz), readable(u), readable(v), dense(reset, torch.bool)
         x = _conv(u, tail, conv_weight, conv_bias, reset)
-        gate_x, gate_a = block_diagonal(x, gate_x_weight), block_diagonal(x, gate_a_weight)
+        gate_x, gate_a = product(x, gate_x_weight), product(x, gate_a_weight)
         parameters = (
             dense(a_param, dtype),
             dense(a_imag, dtype),
@@ -121,8 +121,11 @@ def recurrent_mixer_backward(
             pointer(dgate_x_bias),
             pointer(dgate_a_bias),
         )
-        dgate_x_weight = block_diagonal_backward(x, gate_x_weight, gate_x, dx).to(dtype)
-        dgate_a_weight = block_diagonal_backward(x, gate_a_weight, gate_a, dx).to(dtype)
+        add_input_gradient(gate_x, gate_x_weight, dx)
+        add_input_gradient(gate_a, gate_a_weight, dx)
+        heads = gate_x_weight.shape[0]
+        dgate_x_weight = weight_gradient(x, gate_x, heads).to(dtype)
+        dgate_a_weight = weight_gradient(x, gate_a, heads).to(dtype)
         conv = _conv_arguments(u, tail, conv_weight, conv_bias, reset)
         _native.causal_conv_backward(
             *conv.values,

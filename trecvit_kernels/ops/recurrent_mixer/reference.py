@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trecvit_kernels.ops._dtypes import state_dtype
+from trecvit_kernels.ops.block_diagonal.reference import block_diagonal
 from trecvit_kernels.ops.gated_lru.reference import gated_lru
 
 State = tuple[Tensor, Tensor]
@@ -43,13 +44,6 @@ def causal_conv1d(
     new_tail = padded[:, frames:]
     keep = segment[:, frames:] == segment[:, -1:]
     return out.to(u.dtype), torch.where(keep.reshape(*keep.shape, *[1] * (u.ndim - 2)), new_tail, 0)
-
-
-def block_diagonal(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (..., C) times weight (H, C/H, D/H) plus bias (H, D/H) -> (..., D), each head on its slice of C."""
-    heads = weight.shape[0]
-    y = torch.einsum("...hi,hij->...hj", x.unflatten(-1, (heads, -1)), weight.to(x.dtype)) + bias.to(x.dtype)
-    return y.flatten(-2)
 
 
 def recurrent_mixer(
