@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.timing import Budget, Work, interleave, quartiles, seconds
 
-_SLOW_START = 5.0  # seconds; a first call beyond it is mentioned (it is compilation)
+_SLOW_START = 5.0  # seconds; beyond it a first call may have been compilation, which is mentioned
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,20 @@ def measure(row: Comparison) -> Result:
     empty = Result(row.group, row.what, peer="", floor=row.floor, limit=row.limit, nbytes=row.nbytes)
     if wrong := row.check():
         return _replace(empty, note=f"not timed, wrong result: {wrong}")
-    reference = row.ours()
+    began = time.perf_counter()
+    result = row.ours()
+    warm_up = time.perf_counter() - began
     fastest, best, notes = None, float("inf"), []
     for peer in row.peers:
-        took, note = _try(peer, reference)
+        took, note = _try(peer, result, alone=len(row.peers) == 1)
         if note:
             notes.append(f"{peer.name}: {note}")
         if took is not None and took < best:
             fastest, best = peer, took
-    del reference
+    del result
     if fastest is None:
         return _replace(empty, note="; ".join(notes) or "no peer could run")
-    pair = interleave(row.ours, fastest.run, row.budget)
+    pair = interleave(row.ours, fastest.run, row.budget, warm_up + best)
     bar = row.bar or (lambda value: value)
     theirs = [bar(value) for value in pair.theirs]
     ratios = [a / b if row.floor else b / a for a, b in zip(pair.ours, theirs)]
@@ -117,16 +121,18 @@ def measure(row: Comparison) -> Result:
     )
 
 
-def _try(peer: Peer, ours: object) -> tuple[float | None, str]:
-    """Seconds of a second call (None: not usable), and what to say about the peer."""
-    note = ""
+def _try(peer: Peer, ours: object, alone: bool) -> tuple[float | None, str]:
+    """Seconds of a call (None: not usable), the second one if peers compete; and what to say about the peer."""
     try:
-        first = seconds(peer.run)
-        if peer.like_ours is not None and (gap := disagreement(ours, peer.like_ours(peer.run()))) > 1e-3:
+        began = time.perf_counter()
+        result = peer.run()
+        first = time.perf_counter() - began
+        if peer.like_ours is not None and (gap := disagreement(ours, peer.like_ours(result))) > 1e-3:
             return None, f"left out, its result is off by {gap:.1e} of the largest value"
-        if first > _SLOW_START and peer.like_ours is not None:
-            note = f"first call {first:.0f} s"
-        return seconds(peer.run), note
+        del result
+        again = first if alone and (first < _SLOW_START or peer.like_ours is None) else seconds(peer.run)
+        compiles = first > _SLOW_START and first > 3 * again
+        return again, f"first call {first:.0f} s (compilation)" if compiles else ""
     except Exception as error:  # a peer that cannot run must not stop the report
         return (
             None,
@@ -168,6 +174,4 @@ def within_reference(ours: Sequence[Tensor], reference: Sequence[Tensor], truth:
 
 
 def _replace(result: Result, **changes: object) -> Result:
-    import dataclasses
-
     return dataclasses.replace(result, **changes)  # type: ignore[arg-type]

@@ -50,12 +50,11 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - began
 
 
-def interleave(ours: Work, theirs: Work, budget: Budget) -> Pair:
-    """A B A B ..., after a warm-up of both, with the garbage collector off."""
-    pilot = seconds(ours) + seconds(theirs)
+def interleave(ours: Work, theirs: Work, budget: Budget, pilot: float) -> Pair:
+    """A B A B ..., with the garbage collector off, ``pilot`` being the seconds of a warm-up run of both."""
+    if 4 * pilot < budget.seconds:  # first calls are slow: once more where that costs little
+        pilot = seconds(ours) + seconds(theirs)
     rounds = budget.rounds(pilot)
-    if pilot < budget.seconds:  # one more warm-up where it costs little
-        seconds(ours), seconds(theirs)
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
