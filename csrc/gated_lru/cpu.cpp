@@ -25,18 +25,23 @@ struct Lanes {
   using S = typename K::S;
   Block block;
   int64_t half;  // distance of the imaginary half in a row of x
-  alignas(64) S decay[kMaxBlock], theta[kMaxBlock], bias_x[kMaxBlock], bias_a[kMaxBlock];
+  alignas(64) S decay[kMaxBlock], theta[K::complex ? kMaxBlock : 1];
+  alignas(64) S bias_x[K::mixer ? kMaxBlock : 1], bias_a[K::mixer ? kMaxBlock : 1];
 
   Lanes(const GatedLruForward& p, const S* decays, Block b) : block(b), half(p.channels) {
-    int64_t c = b.lane % p.channels;
-    for (int64_t j = 0; j < b.width; ++j) {
-      decay[j] = decays[c];
-      theta[j] = K::complex ? static_cast<const S*>(p.a_imag)[c] : S(0);
-      bias_x[j] = K::mixer ? static_cast<const S*>(p.gate_x_bias)[c] : S(0);
-      bias_a[j] = K::mixer ? static_cast<const S*>(p.gate_a_bias)[c] : S(0);
-      c = c + 1 == p.channels ? 0 : c + 1;
+    for (int64_t done = 0, c = b.lane % p.channels; done < b.width; c = 0) {
+      const int64_t count = min_of(b.width - done, p.channels - c);  // lanes up to the end of the channels
+      for (int64_t j = 0; j < count; ++j) decay[done + j] = decays[c + j];
+      if constexpr (K::complex)
+        for (int64_t j = 0; j < count; ++j) theta[done + j] = static_cast<const S*>(p.a_imag)[c + j];
+      if constexpr (K::mixer) {
+        for (int64_t j = 0; j < count; ++j) bias_x[done + j] = static_cast<const S*>(p.gate_x_bias)[c + j];
+        for (int64_t j = 0; j < count; ++j) bias_a[done + j] = static_cast<const S*>(p.gate_a_bias)[c + j];
+      }
+      done += count;
     }
   }
+  TRECVIT_INLINE S phase(int64_t j) const { return K::complex ? theta[j] : S(0); }
   // This block's row of a tensor at frame t. Tensors with the lanes of x and those with the lanes of the gates
   // differ in nothing but their strides.
   template <class T = typename K::IO>
@@ -113,7 +118,7 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
   TRECVIT_VECTORIZE
   for (int64_t j = 0; j < width; ++j) {
     const Gates<S> g = gates_of<S, K::convex>(i[j], r[j], lanes.decay[j], reset);
-    const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
+    const Number<S> a = decay_of<S, K::complex>(g, lanes.phase(j));
     const Number<S> x_t = load_at<K>(x, half, j);
     const S scale = g.beta * g.i;
     const Number<S> next = advance<S, K::complex>(a, h.get(j), {scale * x_t.re, scale * x_t.im});

@@ -49,7 +49,7 @@ void recompute_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t b
       Number<S> h_before = h.get(j);
       h_before.re = select(reset, S(0), h_before.re);  // whatever it held, NaN too
       if constexpr (K::complex) h_before.im = select(reset, S(0), h_before.im);
-      after.set(j, advance<S, K::complex>(decay_of<S, K::complex>(g, lanes.theta[j]), h_before,
+      after.set(j, advance<S, K::complex>(decay_of<S, K::complex>(g, lanes.phase(j)), h_before,
                                           {scale * x_t.re, scale * x_t.im}));
     }
   }
@@ -106,9 +106,9 @@ void backward_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t be
       G.re += later.re;
       if constexpr (K::complex) G.im += later.im;
       const Gates<S> g = {i[j], r[j], magnitude[j], beta[j]};
-      const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
+      const Number<S> a = decay_of<S, K::complex>(g, lanes.phase(j));
       const StepGradient<S> d = step_backward<S, K::complex, K::convex>(
-          g, a, load_at<K>(x, half, j), before.get(j), G, lanes.decay[j], lanes.theta[j], reset);
+          g, a, load_at<K>(x, half, j), before.get(j), G, lanes.decay[j], lanes.phase(j), reset);
       store_at<K>(dx, half, j, d.dx);
       store(dgate_x[j], d.dgate_x);
       store(dgate_a[j], d.dgate_a);
@@ -139,7 +139,7 @@ void summarise_backward(const GatedLruBackward& p, const Lanes<K>& lanes, Segmen
     TRECVIT_VECTORIZE
     for (int64_t j = 0; j < width; ++j) {
       const Gates<S> g = gates_of<S, K::convex>(S(0), r[j], lanes.decay[j], false);
-      const Number<S> a = decay_of<S, K::complex>(g, lanes.theta[j]);
+      const Number<S> a = decay_of<S, K::complex>(g, lanes.phase(j));
       Number<S> G = output_gradient<K, false>(dy, v, nullptr, {S(0), S(0)}, half, j);
       const Number<S> later = carry.get(j);
       G.re += later.re;
