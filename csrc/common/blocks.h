@@ -11,7 +11,7 @@
 namespace trecvit {
 namespace {
 
-constexpr int64_t kMaxBlock = 128;  // lanes per block; bounds the scratch on the stack (a few rows a lane array)
+constexpr int64_t kMaxBlock = 256;  // lanes per block; bounds the scratch on the stack (a few rows a lane array)
 constexpr int64_t kMinBlock = 16;   // one AVX-512 register of floats
 
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }

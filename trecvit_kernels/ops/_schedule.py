@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 
 FRAMES_PER_STATE = 16  # the forward pass saves one state for so many frames; the backward recomputes between
-LANES_PER_BLOCK = 128  # lanes that one thread walks together: its scratch stays in the L2 cache
+LANES_PER_BLOCK = 256  # lanes that one thread walks together: its scratch stays in the L2 cache
 _MIN_FRAMES_PER_SEGMENT = 64  # below this the second pass over a segment costs more than it gains
 
 SCHEDULES = ("serial", "chunked")
