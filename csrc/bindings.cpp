@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "common/isa.h"
+#include "common/memory.h"
 #include "gated_lru/params.h"
 #include "gelu/params.h"
 #include "linear_scan/params.h"
@@ -223,6 +224,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("compiled_isas", [] { return isa_names(false); }, "Instruction sets compiled in, lowest first.");
   m.def("supported_isas", [] { return isa_names(true); }, "Those of them that this machine can run.");
   m.attr("sanitizers") = TRECVIT_SANITIZERS;  // "" in a normal build
+  m.def("advise_huge_pages",
+        [](uintptr_t data, int64_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
   // Launchers take their arguments in the order in which ops/<op>/native.py lists them.
   m.def("gated_lru_forward", launcher<GatedLruForward>([] { return gated_lru_kernels().forward; }));
   m.def("gated_lru_backward", launcher<GatedLruBackward>([] { return gated_lru_kernels().backward; }));

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from trecvit_kernels import _native
 
 # Codes of csrc/common/dtype.h.
 DTYPE_CODES = {
@@ -16,7 +20,18 @@ DTYPE_CODES = {
 }
 _ELEMENTS_PER_THREAD = 16_384  # below this, waking another thread costs more than it saves
 
+_HUGE_BYTES = 8 * 2**20  # from here on, outputs ask for huge pages
+
 View = tuple[int, int, int, int]  # address and the strides of batch, frame and row, in elements
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An output to be written whole. Large ones are hinted to the kernel as huge pages, which saves most of the
+    page faults that would otherwise take longer than the op."""
+    x = torch.empty(tuple(shape), dtype=dtype)
+    if x.nbytes >= _HUGE_BYTES:
+        _native.advise_huge_pages(x.data_ptr(), x.nbytes)
+    return x
 
 
 def readable(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from trecvit_kernels import _native
 from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._dtypes import state_dtype
-from trecvit_kernels.ops._native import DTYPE_CODES, dense, pointer, readable, threads, view
+from trecvit_kernels.ops._native import DTYPE_CODES, dense, empty, pointer, readable, threads, view
 
 
 def launch_arguments(
@@ -67,10 +67,10 @@ def gated_lru_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h_last and the saved states (B, saved, *lanes, C)."""
     dtype = state_dtype(x.dtype)
-    y = torch.empty(x.shape, dtype=x.dtype)
-    h_last = torch.empty((x.shape[0], *x.shape[2:]), dtype=dtype)
+    y = empty(x.shape, dtype=x.dtype)
+    h_last = empty((x.shape[0], *x.shape[2:]), dtype=dtype)
     saved = _schedule.saved_states(x.shape[1]) if save_states else 0
-    states = torch.empty((x.shape[0], saved, *x.shape[2:]), dtype=dtype)
+    states = empty((x.shape[0], saved, *x.shape[2:]), dtype=dtype)
     if y.numel() == 0:
         return y, h_last, states
     x, gate_x, gate_a = readable(x), readable(gate_x), readable(gate_a)
@@ -108,10 +108,10 @@ def gated_lru_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate_x, gate_a, a_param, a_imag (empty if real) and h0."""
     dtype = state_dtype(x.dtype)
-    dx, dgate_x, dgate_a = (torch.empty(t.shape, dtype=x.dtype) for t in (x, gate_x, gate_a))
+    dx, dgate_x, dgate_a = (empty(t.shape, dtype=x.dtype) for t in (x, gate_x, gate_a))
     da_param = torch.zeros(a_param.shape, dtype=dtype)
     da_imag = torch.zeros(0 if a_imag is None else a_imag.shape, dtype=dtype)
-    dh0 = torch.empty((x.shape[0], *x.shape[2:]), dtype=dtype)
+    dh0 = empty((x.shape[0], *x.shape[2:]), dtype=dtype)
     if x.numel() == 0:
         return dx, dgate_x, dgate_a, da_param, da_imag, dh0
     dy, x, gate_x, gate_a = readable(dy), readable(x), readable(gate_x), readable(gate_a)

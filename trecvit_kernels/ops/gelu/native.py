@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from trecvit_kernels import _native
-from trecvit_kernels.ops._native import DTYPE_CODES, pointer, threads
+from trecvit_kernels.ops._native import DTYPE_CODES, empty, pointer, threads
 
 
 def gelu_forward(x: Tensor) -> Tensor:
     x = x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = empty(x.shape, dtype=x.dtype)
     _native.gelu_forward(DTYPE_CODES[x.dtype], x.numel(), threads(x.numel()), pointer(x), pointer(y))
     return y
 
 
 def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
     dy, x = dy.contiguous(), x.contiguous()
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = empty(x.shape, dtype=x.dtype)
     count = x.numel()
     _native.gelu_backward(DTYPE_CODES[x.dtype], count, threads(count), pointer(x), pointer(dy), pointer(dx))
     return dx

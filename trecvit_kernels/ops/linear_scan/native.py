@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trecvit_kernels import _native
 from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._dtypes import state_dtype
-from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, pointer, readable, threads, view
+from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, empty, pointer, readable, threads, view
 
 
 def _with_lanes(x: Tensor) -> Tensor:
@@ -55,10 +54,10 @@ def linear_scan_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h, h_last and the saved states (B, saved, *lanes)."""
     dtype = state_dtype(b.dtype)
-    h = torch.empty(b.shape, dtype=b.dtype)
-    h_last = torch.empty((b.shape[0], *b.shape[2:]), dtype=dtype)
+    h = empty(b.shape, dtype=b.dtype)
+    h_last = empty((b.shape[0], *b.shape[2:]), dtype=dtype)
     saved = _schedule.saved_states(b.shape[1]) if save_states else 0
-    states = torch.empty((b.shape[0], saved, *b.shape[2:]), dtype=dtype)
+    states = empty((b.shape[0], saved, *b.shape[2:]), dtype=dtype)
     if h.numel():
         a, b, h0 = readable(_with_lanes(a)), readable(_with_lanes(b)), dense(h0, dtype)
         args = _launch_arguments(a, b, h0, reverse, states if saved else None)
@@ -70,8 +69,8 @@ def linear_scan_backward(
     dh: Tensor, dh_last: Tensor, a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a, b and h0."""
-    da, db = torch.empty(a.shape, dtype=a.dtype), torch.empty(b.shape, dtype=b.dtype)
-    dh0 = torch.empty(dh_last.shape, dtype=dh_last.dtype)
+    da, db = empty(a.shape, dtype=a.dtype), empty(b.shape, dtype=b.dtype)
+    dh0 = empty(dh_last.shape, dtype=dh_last.dtype)
     if da.numel():
         dh, a, b = (readable(_with_lanes(t)) for t in (dh, a, b))
         h0, dh_last = dense(h0, dh_last.dtype), dh_last.resolve_conj().contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor
 from trecvit_kernels import _native
 from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._dtypes import state_dtype
-from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, pointer, readable, threads, view
+from trecvit_kernels.ops._native import DTYPE_CODES, View, dense, empty, pointer, readable, threads, view
 from trecvit_kernels.ops.block_diagonal.native import add_input_gradient, product, weight_gradient
 from trecvit_kernels.ops.gated_lru.native import launch_arguments
 
@@ -38,10 +38,10 @@ def recurrent_mixer_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, h_last and the saved states (B, saved, *lanes, C)."""
     dtype = state_dtype(u.dtype)
-    z = torch.empty(u.shape, dtype=u.dtype)
-    h_last = torch.empty((u.shape[0], *u.shape[2:]), dtype=dtype)
+    z = empty(u.shape, dtype=u.dtype)
+    h_last = empty((u.shape[0], *u.shape[2:]), dtype=dtype)
     saved = _schedule.saved_states(u.shape[1]) if save_states else 0
-    states = torch.empty((u.shape[0], saved, *u.shape[2:]), dtype=dtype)
+    states = empty((u.shape[0], saved, *u.shape[2:]), dtype=dtype)
     if z.numel() == 0:
         return z, h_last, states
     u, v, reset = readable(u), readable(v), dense(reset, torch.bool)
@@ -82,9 +82,9 @@ def recurrent_mixer_backward(
     """Gradients of u, v, the parameters (state dtype; a_imag's empty if real), h0 and tail."""
     dtype = state_dtype(u.dtype)
     du, dv, dh0 = (
-        torch.empty(u.shape, dtype=u.dtype),
-        torch.empty(v.shape, dtype=v.dtype),
-        torch.empty(dh_last.shape, dtype=dtype),
+        empty(u.shape, dtype=u.dtype),
+        empty(v.shape, dtype=v.dtype),
+        empty(dh_last.shape, dtype=dtype),
     )
     dtail = torch.zeros((u.shape[0], conv_weight.shape[0] - 1, *u.shape[2:]), dtype=u.dtype)
     dconv_weight, dconv_bias, dgate_x_bias, dgate_a_bias, da_param = (
@@ -159,7 +159,7 @@ class _ConvArguments(NamedTuple):
 
 
 def _conv(u: Tensor, tail: Tensor | None, weight: Tensor, bias: Tensor, reset: Tensor | None) -> Tensor:
-    y = torch.empty(u.shape, dtype=u.dtype)
+    y = empty(u.shape, dtype=u.dtype)
     arguments = _conv_arguments(u, tail, weight, bias, reset)
     _native.causal_conv_forward(*arguments.values, view(y))
     return y
