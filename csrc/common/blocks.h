@@ -124,7 +124,7 @@ void walk_segments(int64_t count, int64_t segments, int threads, Summarise summa
 // Adds `count` rows of `channels` sums in their order, whatever the number of threads; the second stage of a
 // reduction over lanes. factor: one per channel, or null. A null `out` is not wanted.
 template <class S>
-void reduce_rows(const S* sums, int64_t count, int64_t channels, S* out, const S* factor, int threads) {
+void reduce_rows(const S* sums, int64_t count, int64_t channels, S* out, const double* factor, int threads) {
   if (!out) return;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t first = 0; first < channels; first += kMinBlock) {

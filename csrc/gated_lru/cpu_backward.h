@@ -160,9 +160,9 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
   using Vector = typename K::Vector;
   const int64_t step = p.frames_per_state, saved = (p.frames - 1) / step, gates = p.rows * p.channels;
   const int64_t per_sum = p.batch * p.segments * gates;
-  Workspace workspace((Sums<K>::count * per_sum + p.channels) * int64_t(sizeof(S)));
+  Workspace workspace(Sums<K>::count * per_sum * int64_t(sizeof(S))), factors(p.channels * int64_t(sizeof(double)));
   S* partial = static_cast<S*>(workspace.data);  // per kind of sum: (batch, segments, rows * channels)
-  S* factor = partial + Sums<K>::count * per_sum;
+  double* factor = static_cast<double*>(factors.data);
 
   // Time is walked backwards: the first segment walked is the last one in time.
   const auto segment_of = [&](int64_t s) { return segment_at(p.segments - 1 - s, p.segments, p.frames, step); };
@@ -207,7 +207,7 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
 
   // da_param = sum of r dl times d(decay)/d(a_param) = -c sigmoid(a_param).
   for (int64_t c = 0; c < p.channels; ++c)
-    factor[c] = S(-kDecayExponent) * sigmoid(static_cast<const S*>(p.a_param)[c]);
+    factor[c] = -kDecayExponent * sigmoid(double(static_cast<const S*>(p.a_param)[c]));
   const int64_t rows = p.batch * p.segments * p.rows;
   reduce_rows<S>(partial, rows, p.channels, static_cast<S*>(p.da_param), factor, p.threads);
   reduce_rows<S>(partial + per_sum, rows, p.channels, static_cast<S*>(p.da_imag), nullptr, p.threads);
