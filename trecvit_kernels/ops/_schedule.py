@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-FRAMES_PER_STATE = 16  # the forward pass saves one state for so many frames; the backward recomputes between
-LANES_PER_BLOCK = 256  # lanes that one thread walks together: its scratch stays in the L2 cache
+FRAMES_PER_STATE = 16  # one state saved for so many frames, at most kMaxFramesPerState in csrc
+LANES_PER_BLOCK = 256  # lanes that one thread walks together (kMaxBlock in csrc/common/blocks.h)
 _MIN_FRAMES_PER_SEGMENT = 64  # below this the second pass over a segment costs more than it gains
 
 SCHEDULES = ("serial", "chunked")
