@@ -1,7 +1,7 @@
 """GELU in its tanh approximation, the activation of TRecViT's MLP.
 
-Not part of the public list: PyTorch has this op. On the CPU its kernel takes four to six times as long as ours,
-which is 2 % of a float32 and 7 % of a bfloat16 forward pass of TRecViT-B; elsewhere PyTorch's is used.
+Not part of the public list: PyTorch has this op. On the CPU its kernel takes several times as long as ours and
+shows in a bfloat16 forward pass of TRecViT-B; on other devices PyTorch's is used.
 """
 
 from __future__ import annotations
