@@ -1,7 +1,8 @@
 """Which implementation of an op runs: what is available here, why the others are not, and the choice.
 
 Backends: ``reference`` (plain PyTorch, any device), ``sdpa`` (PyTorch's scaled_dot_product_attention, for
-``spatial_attention``), ``native`` (C++ on the CPU), ``triton`` and ``cuda``.
+``spatial_attention``), ``native`` (C++ on the CPU), ``triton`` (3.6 or newer; GPUs, and CPU tensors in Triton's
+interpreter if the environment has TRITON_INTERPRET=1 at import) and ``cuda``.
 
 Order of choice: the op's ``backend=`` argument, then ``with backends.use(name)``, then the environment
 variable ``TRECVIT_BACKEND``, then the default of the tensor's device. A backend asked for by argument must be
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,12 +26,16 @@ import torch
 
 NAMES = ("reference", "sdpa", "native", "triton", "cuda")
 _DEFAULT_ORDER = {"cpu": ("native", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
-_DEVICES = {"native": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
-# Backends that do not exist yet say so; the rooms that add them replace the entry.
-_NOT_BUILT = {
-    "triton": "this version has no Triton kernels yet",
-    "cuda": "this version has no CUDA kernels yet",
+# Triton's own reading of the variable; the kernels are made interpreted or compiled when they are imported.
+_INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+_DEVICES = {
+    "native": ("cpu",),
+    "triton": ("cpu", "cuda") if _INTERPRET else ("cuda",),
+    "cuda": ("cuda",),
 }
+_TRITON_AT_LEAST = (3, 6)
+# Backends that do not exist yet say so; the rooms that add them replace the entry.
+_NOT_BUILT = {"cuda": "this version has no CUDA kernels yet"}
 
 _override: str | None = None
 _environment: str | None = os.environ.get("TRECVIT_BACKEND") or None
@@ -39,6 +46,25 @@ try:
     importlib.import_module("trecvit_kernels._native")
 except ImportError as error:  # the package still works, on the reference backend
     _native_error = f"the compiled extension cannot be imported ({error})"
+
+
+def _triton_problem() -> str:
+    """Empty if a Triton that is new enough can be found, else the reason. Looks at metadata: importing takes long."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    version = ""
+    for distribution in ("triton", "pytorch-triton-rocm", "pytorch-triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(distribution)
+            break
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < _TRITON_AT_LEAST:
+        wanted = ".".join(map(str, _TRITON_AT_LEAST))
+        return f"Triton {wanted} or newer is needed, found {version or 'one of unknown version'}"
+    return ""
+
+
+_triton_error = _triton_problem()
 
 
 @dataclass(frozen=True)
@@ -116,8 +142,10 @@ def _why_not(name: str, device: str | None = None) -> str:
         return _NOT_BUILT[name]
     if name == "native" and _native_error is not None:
         return _native_error
+    if name == "triton" and _triton_error:
+        return _triton_error
     if device is not None and device not in _DEVICES.get(name, (device,)):
         return f"it runs on {' or '.join(_DEVICES[name])} tensors, these are on {device}"
-    if name in ("triton", "cuda") and not torch.cuda.is_available():
+    if name in ("triton", "cuda") and not torch.cuda.is_available() and not (name == "triton" and _INTERPRET):
         return "PyTorch sees no GPU"
     return ""

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels import _native
+from trecvit_kernels.ops._views import dense as dense
+from trecvit_kernels.ops._views import readable as readable
+from trecvit_kernels.ops._views import row_stride
 
 # Codes of csrc/common/dtype.h.
 DTYPE_CODES = {
@@ -34,16 +37,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return x
 
 
-def readable(x: Tensor) -> Tensor:
-    """``x`` (B, T, *lanes, C) itself if C is contiguous and lanes collapse to one stride, else a contiguous copy."""
-    return x if _row_stride(x) is not None else x.contiguous()
-
-
 def view(x: Tensor) -> View:
     """Address and strides of a tensor that ``readable`` accepted."""
-    row_stride = _row_stride(x)
-    assert row_stride is not None
-    return x.data_ptr(), x.stride(0), x.stride(1), row_stride
+    row = row_stride(x)
+    assert row is not None
+    return x.data_ptr(), x.stride(0), x.stride(1), row
 
 
 def pointer(x: Tensor | None) -> int:
@@ -51,29 +49,6 @@ def pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Contiguous, in ``dtype``, no lazy conjugate; None stays None."""
-    return None if x is None else x.to(dtype).resolve_conj().resolve_neg().contiguous()
-
-
 def threads(elements: int) -> int:
     """Threads for a kernel over so many elements, at most ``torch.get_num_threads()``."""
     return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
-
-
-def _row_stride(x: Tensor) -> int | None:
-    """The one stride of the dimensions between T and C, or None if there is none such or C is not contiguous."""
-    if x.is_contiguous():
-        return x.shape[-1]
-    if x.shape[-1] != 1 and x.stride(-1) != 1:
-        return None
-    expected = stride = None
-    for size, step in zip(reversed(x.shape[2:-1]), reversed(x.stride()[2:-1]), strict=True):
-        if size == 1:
-            continue
-        if stride is None:
-            stride = step
-        elif step != expected:
-            return None
-        expected = step * size
-    return x.shape[-1] if stride is None else stride
