@@ -21,6 +21,7 @@ from trecvit_kernels.models.config import SIZES, TRecViTConfig
 from trecvit_kernels.models.state import LayerState, TRecViTState
 from trecvit_kernels.modules import RecurrentBlock, SpatialBlock, _init
 from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 
 
@@ -71,7 +72,7 @@ class TRecViT(
         width, (down, across) = config.width, config.grid
         self.activation_checkpointing = False
         # The patch convolution as a matrix product on patches flattened as (row, column, colour).
-        self.embedding = nn.Linear(3 * config.patch_size[0] * config.patch_size[1], width)
+        self.embedding = Linear(3 * config.patch_size[0] * config.patch_size[1], width)
         if config.posemb == "learned":
             self.pos_embedding = nn.Parameter(torch.empty(1, down * across, width))
         else:
@@ -79,8 +80,8 @@ class TRecViT(
         self.cls = nn.Parameter(torch.empty(1, 1, width)) if config.pool == "cls" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
-        self.pre_logits = nn.Linear(width, config.head_width) if config.head_width else None
-        self.cls_head = nn.Linear(config.feature_width, config.num_classes) if config.num_classes else None
+        self.pre_logits = Linear(width, config.head_width) if config.head_width else None
+        self.cls_head = Linear(config.feature_width, config.num_classes) if config.num_classes else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,6 +11,7 @@ from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import add_residual
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import GatedLRU
+from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.modules.norm import RMSNorm
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 
@@ -44,11 +45,11 @@ class RecurrentBlock(nn.Module):
         super().__init__()
         self.width, self.out_variance = width, out_variance
         self.norm = RMSNorm(width)
-        self.linear_x = nn.Linear(width, lru_width)
-        self.linear_y = nn.Linear(width, lru_width)
+        self.linear_x = Linear(width, lru_width)
+        self.linear_y = Linear(width, lru_width)
         self.conv_1d = CausalConv1d(lru_width, conv1d_width)
         self.rg_lru = GatedLRU(lru_width, num_heads, complex_lru=complex_lru, min_radius=min_radius)
-        self.linear_out = nn.Linear(lru_width, width)
+        self.linear_out = Linear(lru_width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

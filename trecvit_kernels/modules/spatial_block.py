@@ -9,6 +9,7 @@ from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL
 from trecvit_kernels.ops.gelu.op import gelu_tanh
 
@@ -40,11 +41,11 @@ class SpatialBlock(nn.Module):
             raise ValueError(f"SpatialBlock: dropout must lie in [0, 1), got {dropout}")
         self.width, self.num_heads, self.dropout = width, num_heads, dropout
         self.norm_1 = nn.LayerNorm(width, eps=EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm_2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp_in = nn.Linear(width, mlp_dim)
-        self.mlp_out = nn.Linear(mlp_dim, width)
+        self.mlp_in = Linear(width, mlp_dim)
+        self.mlp_out = Linear(mlp_dim, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

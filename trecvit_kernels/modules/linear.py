@@ -1,0 +1,14 @@
+"""``nn.Linear`` on the products that are fastest here."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trecvit_kernels.ops.linear.op import linear
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` (same parameters, names and initialisation) computed by ``ops/linear``: (..., in) -> (..., out)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -1,0 +1,103 @@
+"""The linear layers around the kernels.
+
+Not part of the public list: PyTorch has this op. On the CPU oneDNN's product is used also in float32, where PyTorch's
+default is slower on some processors; on other devices PyTorch's own op runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trecvit_kernels import backends
+from trecvit_kernels._checks import check_dtype, check_like, check_tensor
+from trecvit_kernels.ops import _registration
+from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops.linear import reference
+
+NAME = "linear"
+BACKENDS = ("reference", "native")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """x W^T + b over the last dimension.
+
+    Args:
+        x: (..., in), float32, bfloat16, float16 or float64. weight: (out, in) and bias: (out) in the same dtype.
+        backend: ``"reference"``, ``"native"`` or None (see ``trecvit_kernels.backends``).
+
+    Returns:
+        (..., out) in the dtype of x. Under autocast all three are cast to the autocast dtype. Differentiable any number
+        of times.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that does not fit.
+        ValueError: a shape or device that does not fit, or an unknown backend.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    check_tensor(NAME, "x", x, ndim_at_least=1)
+    check_dtype(NAME, "x", x, REAL)
+    check_tensor(NAME, "weight", weight)
+    (x,) = _registration.autocast(x.device.type, x)
+    weight = weight if not torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
+    check_like(NAME, "weight", weight, shape=(weight.shape[0], x.shape[-1]), dtypes=(x.dtype,), device=x.device)
+    if bias is not None:
+        check_tensor(NAME, "bias", bias)
+        bias = bias if not torch.is_autocast_enabled(x.device.type) else bias.to(x.dtype)
+        check_like(NAME, "bias", bias, shape=(weight.shape[0],), dtypes=(x.dtype,), device=x.device)
+    if backend is None and x.device.type != "cpu":
+        backend = "reference"
+    backend = backends.select(NAME, backend, x.device.type, BACKENDS)
+    if backend == "reference":
+        return reference.linear(x, weight, bias)
+    return _linear(x.reshape(-1, x.shape[-1]), weight, bias, backend).view(*x.shape[:-1], weight.shape[0])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    if _registration.needs_autograd(x, weight, bias):
+        return _Linear.apply(x, weight, bias, backend)
+    return _forward(x, weight, bias, backend)
+
+
+def _fake_forward(x, weight, bias, backend):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _flops_forward(x_shape, weight_shape, *args, **kwargs) -> int:
+    return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+_forward = _registration.define(
+    "linear_forward",
+    "(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor",
+    room=__package__,
+    fake=_fake_forward,
+    flops=_flops_forward,
+)
+
+
+class _Linear(torch.autograd.Function):
+    """The backward products are the same op on transposed views, so they can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, bias, backend):
+        return _forward(x, weight, bias, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, backend = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.settings = (backend, bias is not None)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor):
+        x, weight = ctx.saved_tensors
+        backend, has_bias = ctx.settings
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        dx = _linear(dy, weight.t(), None, backend) if wants_x else None
+        dweight = _linear(dy.t(), x.t(), None, backend) if wants_weight else None
+        return dx, dweight, dy.sum(0) if has_bias and wants_bias else None, None
