@@ -1,6 +1,6 @@
 # make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
-# make test                linters, type checker, sanitizers, tests
-# make lint | sanitize | bench | clean
+# make test                linters, type checker, sanitizers, Triton kernels in the interpreter, tests
+# make lint | sanitize | interpret | bench | clean
 #
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
@@ -12,19 +12,24 @@ VIDEO ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 SANITIZED := build/sanitized
+# One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
+# threads set their number. JOBS=0: one process, as plain pytest.
+JOBS ?= auto
+PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadgroup
+pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize interpret bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.native
 	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
 # The tests come last, so that pytest's closing line does too.
-test: lint sanitize
-	$(BIN)/pytest
+test: lint sanitize interpret
+	$(pytest) $(PARALLEL)
 
 lint: $(VENV)/.native
 	$(BIN)/ruff check .
@@ -39,7 +44,11 @@ sanitize: $(VENV)/.native
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
 	TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
-	$(BIN)/pytest -v --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
+	$(pytest) $(PARALLEL) -q --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
+
+# Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
+interpret: $(VENV)/.native
+	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider tests/ops --backend triton
 
 bench: $(VENV)/.native
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -53,7 +62,7 @@ $(VENV)/.deps: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
 	$(PIP) pybind11 cmake ninja
-	$(PIP) --no-build-isolation -e '.[video,benchmarks,test,dev]'
+	$(PIP) --no-build-isolation -e '.[video,triton,benchmarks,test,dev]'
 	@touch $@
 
 $(VENV)/.native: $(VENV)/.deps $(SOURCES)

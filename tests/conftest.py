@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,18 @@ _ROOT = Path(__file__).resolve().parents[1]
 _SUITE = _ROOT / "tests" / "ops"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        metavar="NAME",
+        help="run only what tests this backend: its part of the tests over op and backend, and those marked so",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "ops(*names): the ops that a test parametrised over op and backend is about (default: all)",
+        "about(backend): a test of this backend alone, for --backend",
         "kernels_only: parametrise over every backend but the reference",
         "reference_only: parametrise over the reference backend alone",
         "large: offsets beyond 2^31 elements (address space rather than memory)",
@@ -26,6 +36,34 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", line)
     config.pluginmanager.register(_EveryBackendRuns(config), "every_backend_runs")
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Narrow down to ``--backend``; with pytest-xdist (``-n 2 --dist loadgroup``) say what belongs together.
+
+    What shares something expensive shares a process: the truth of a case, which is computed once per process, and
+    the fixtures of a file.
+    """
+    if (backend := config.option.backend) is not None:
+        chosen = [item for item in items if backend in (_params(item).get("backend"), _about(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+    if getattr(config.option, "dist", "no") != "loadgroup":
+        return
+    for item in items:
+        params = _params(item)
+        case = f"{params['op']}-{params['case'].name}" if {"op", "case"} <= params.keys() else None
+        item.add_marker(pytest.mark.xdist_group(case or item.nodeid.split("::")[0]))
+
+
+def _about(item: pytest.Item) -> str | None:
+    marker = item.get_closest_marker("about")
+    return marker.args[0] if marker else None
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +106,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     params = []
     for op in (OPS[name] for name in ops):
         for backend in op.backends:
+            if backend != (metafunc.config.option.backend or backend):
+                continue
             if narrowed("kernels_only" if backend == "reference" else "reference_only"):
                 continue
             where, reason = device_of(op, backend)
@@ -80,7 +120,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class _EveryBackendRuns:
-    """Fails a session that collected the whole op suite if a backend that can run here ran no case."""
+    """Fails a session that collected the whole op suite if a backend that can run here ran no case.
+
+    Under pytest-xdist the session that counts is the controller's, which gets the reports of all workers. With
+    ``--backend`` only that backend counts, and it must be able to run.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -88,7 +132,7 @@ class _EveryBackendRuns:
         self.complaints: list[str] = []
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        params = getattr(getattr(item, "callspec", None), "params", {})
+        params = _params(item)
         if {"op", "backend", "case"} <= params.keys():
             item.user_properties.append(("op_backend", (params["op"].name, params["backend"])))
 
@@ -100,7 +144,11 @@ class _EveryBackendRuns:
     def _whole_suite(self) -> bool:
         option = self.config.option
         narrowed = option.keyword or option.markexpr or option.deselect or option.collectonly
-        narrowed = narrowed or option.ignore or option.ignore_glob or getattr(option, "lf", False)
+        narrowed = narrowed or option.ignore_glob or getattr(option, "lf", False)
+        ignored = [Path(path).resolve() for path in option.ignore or ()]
+        narrowed = narrowed or any(
+            path == _SUITE or path in _SUITE.parents or _SUITE in path.parents for path in ignored
+        )
         paths = [Path(argument).resolve() for argument in self.config.args if "::" not in argument]
         return not narrowed and any(path == _SUITE or path in _SUITE.parents for path in paths)
 
@@ -109,7 +157,7 @@ class _EveryBackendRuns:
         if hasattr(self.config, "workerinput") or stopped_early or not self._whole_suite():
             return
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            self.complaints = untested(self.ran)
+            self.complaints = untested(self.ran, self.config.option.backend)
             if self.complaints:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

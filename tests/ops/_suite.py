@@ -84,14 +84,24 @@ def device_of(op: Op, backend: str) -> tuple[str | None, str]:
     return None, reason
 
 
-def untested(ran: set[tuple[str, str]]) -> list[str]:
-    """Backends that can run here and yet are not among the (op, backend) pairs that ran."""
-    return [
-        f"{op.name}: backend {backend} is available but ran no case"
-        for op in OPS.values()
-        for backend in op.backends
-        if device_of(op, backend)[0] is not None and (op.name, backend) not in ran
-    ]
+def untested(ran: set[tuple[str, str]], only: str | None = None) -> list[str]:
+    """Backends that can run here and yet are not among the (op, backend) pairs that ran.
+
+    ``only``: judge this backend alone, which then must be able to run every op that has it.
+    """
+    complaints = []
+    for op in OPS.values():
+        for backend in op.backends:
+            if only not in (None, backend) or (op.name, backend) in ran:
+                continue
+            where, reason = device_of(op, backend)
+            if where is not None:
+                complaints.append(f"{op.name}: backend {backend} is available but ran no case")
+            elif only is not None:
+                complaints.append(f"{op.name}: backend {backend} was asked for and ran no case: {reason}")
+    if only is not None and not any(only in op.backends for op in OPS.values()):
+        complaints.append(f"no op has a backend {only}")
+    return complaints
 
 
 # Running a case

@@ -30,9 +30,15 @@ class SanitizedFinder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, SanitizedFinder())
 
 
-def pytest_report_header() -> str:
+def pytest_sessionstart() -> None:
+    """Also in every worker of pytest-xdist: stop unless the extension is the sanitized one."""
     from trecvit_kernels import _native
 
     if not _native.sanitizers or os.path.realpath(_native.__file__) != os.path.realpath(FILE):
         raise pytest.UsageError(f"{_native.__file__} is not the extension built with sanitizers")
+
+
+def pytest_report_header() -> str:
+    from trecvit_kernels import _native
+
     return f"trecvit_kernels._native: {FILE}, built with -fsanitize={_native.sanitizers}"
