@@ -1,7 +1,9 @@
 // The Python module trecvit_kernels._native: pointers as integers, sizes and element strides in; tensors are
 // allocated and checked by the Python side (ops/<op>/native.py).
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include "common/dlpack.h"
 #include "common/isa.h"
 #include "common/memory.h"
 #include "gated_lru/params.h"
@@ -215,6 +217,16 @@ auto launcher(Kernel kernel) {
   };
 }
 
+// A capsule that nobody takes over frees the tensor itself; torch.from_dlpack renames the one it takes.
+py::capsule empty(std::vector<int64_t> shape, int type_code, int type_bits) {
+  const auto free_unused = [](PyObject* capsule) {
+    if (!PyCapsule_IsValid(capsule, "dltensor")) return;
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+    managed->deleter(managed);
+  };
+  return py::capsule(Output::make(std::move(shape), type_code, type_bits), "dltensor", free_unused);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -224,8 +236,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("compiled_isas", [] { return isa_names(false); }, "Instruction sets compiled in, lowest first.");
   m.def("supported_isas", [] { return isa_names(true); }, "Those of them that this machine can run.");
   m.attr("sanitizers") = TRECVIT_SANITIZERS;  // "" in a normal build
-  m.def("advise_huge_pages",
-        [](uintptr_t data, int64_t bytes) { advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
+  m.def("empty", empty, "(shape, DLPack type code, bits) -> DLPack capsule of a tensor with undefined contents.");
+  m.def("limit_kept_memory", limit_kept_memory, "Bytes of freed outputs to keep for later ones.");
+  m.def("memory_use", [] {
+    const MemoryUse use = memory_use();
+    return py::make_tuple(use.used, use.kept);
+  }, "Bytes in live outputs that `empty` made, and bytes kept for later ones.");
   // Launchers take their arguments in the order in which ops/<op>/native.py lists them.
   m.def("gated_lru_forward", launcher<GatedLruForward>([] { return gated_lru_kernels().forward; }));
   m.def("gated_lru_backward", launcher<GatedLruBackward>([] { return gated_lru_kernels().backward; }));

@@ -1,26 +1,25 @@
-// Memory hints for large fresh outputs.
+// Memory of large outputs: mapped once, backed by huge pages, kept and handed out again.
+//
+// A fresh output of megabytes costs more in page faults than the kernel that fills it. The C library gives such memory
+// back to the system when it is freed, so that the next call pays again; here it stays, up to a limit.
 #pragma once
 
 #include <stdint.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace trecvit {
 
-// Ask the kernel to back [data, data + bytes) with huge pages where it has not been touched yet: a fresh output of tens
-// of megabytes otherwise costs more in page faults than in arithmetic. A hint: failure is not an error.
-inline void advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t huge = uintptr_t(1) << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge - 1) & ~(huge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(huge - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
+// Aligned memory of at least `bytes`, contents undefined. Throws std::bad_alloc. Thread-safe, as all below.
+void* acquire_memory(int64_t bytes);
+
+// Gives back what acquire_memory returned.
+void release_memory(void* data);
+
+// Bytes that may be kept for later; more is returned to the system, now and at every release.
+void limit_kept_memory(int64_t bytes);
+
+struct MemoryUse {
+  int64_t used, kept;  // bytes in live outputs, and kept for later ones
+};
+MemoryUse memory_use();
 
 }  // namespace trecvit

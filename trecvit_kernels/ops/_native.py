@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from trecvit_kernels import _native
+from trecvit_kernels.ops._memory import empty as empty
 from trecvit_kernels.ops._views import dense as dense
 from trecvit_kernels.ops._views import readable as readable
 from trecvit_kernels.ops._views import row_stride
@@ -23,18 +21,7 @@ DTYPE_CODES = {
 }
 _ELEMENTS_PER_THREAD = 16_384  # below this, waking another thread costs more than it saves
 
-_HUGE_BYTES = 8 * 2**20  # from here on, outputs ask for huge pages
-
 View = tuple[int, int, int, int]  # address and the strides of batch, frame and row, in elements
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An output to be written whole. Large ones are hinted to the kernel as huge pages, which saves most of the
-    page faults that would otherwise take longer than the op."""
-    x = torch.empty(tuple(shape), dtype=dtype)
-    if x.nbytes >= _HUGE_BYTES:
-        _native.advise_huge_pages(x.data_ptr(), x.nbytes)
-    return x
 
 
 def view(x: Tensor) -> View:

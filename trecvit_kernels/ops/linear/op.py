@@ -42,7 +42,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     check_tensor(NAME, "weight", weight)
     (x,) = _registration.autocast(x.device.type, x)
     weight = weight if not torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
-    check_like(NAME, "weight", weight, shape=(weight.shape[0], x.shape[-1]), dtypes=(x.dtype,), device=x.device)
+    check_like(
+        NAME, "weight", weight, shape=(weight.shape[0], x.shape[-1]), dtypes=(x.dtype,), device=x.device
+    )
     if bias is not None:
         check_tensor(NAME, "bias", bias)
         bias = bias if not torch.is_autocast_enabled(x.device.type) else bias.to(x.dtype)

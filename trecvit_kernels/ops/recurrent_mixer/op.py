@@ -96,16 +96,39 @@ def _new_tail(u: Tensor, tail: Tensor | None, reset: Tensor | None, taps: int) -
     """The last taps - 1 frames of [tail, u], frames before the last reset zeroed."""
     frames, wanted = u.shape[1], taps - 1
     if frames >= wanted:
-        new_tail = u[:, frames - wanted :].clone(memory_format=torch.contiguous_format)
+        parts = [u[:, frames - wanted :]]
     else:
         if tail is None:
             tail = u.new_zeros(u.shape[0], wanted, *u.shape[2:])
-        new_tail = torch.cat([tail[:, frames:], u], dim=1)
+        parts = [tail[:, frames:], u]
+    new_tail = _joined(parts)
     if reset is None or wanted == 0:
         return new_tail
     segment = torch.nn.functional.pad(reset.long().cumsum(1), (wanted, 0))
     keep = segment[:, frames:] == segment[:, -1:]
     return torch.where(keep.reshape(*keep.shape, *[1] * (u.ndim - 2)), new_tail, 0)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The frames of ``parts`` one after the other, copied. A new tail for every streaming step is the largest
+    allocation there: on the CPU it comes from the native backend's memory."""
+    first = parts[0]
+    plain = torch.compiler.is_compiling() or _registration.needs_autograd(*parts)
+    if (
+        plain
+        or type(first) is not Tensor
+        or first.device.type != "cpu"
+        or not backends.available()["native"].available
+    ):
+        return torch.cat(parts, dim=1)
+    from trecvit_kernels.ops._memory import empty
+
+    joined = empty((first.shape[0], sum(part.shape[1] for part in parts), *first.shape[2:]), first.dtype)
+    at = 0
+    for part in parts:
+        joined[:, at : at + part.shape[1]] = part
+        at += part.shape[1]
+    return joined
 
 
 def _check(
