@@ -10,6 +10,7 @@
 #include "gelu/params.h"
 #include "linear_scan/params.h"
 #include "recurrent_mixer/params.h"
+#include "rms_norm/params.h"
 
 namespace py = pybind11;
 using namespace trecvit;
@@ -21,12 +22,14 @@ using namespace trecvit;
   extern const GeluKernels gelu_kernels;                       \
   extern const LinearScanKernels linear_scan_kernels;          \
   extern const RecurrentMixerKernels recurrent_mixer_kernels;  \
+  extern const RmsNormKernels rms_norm_kernels;                \
   }
 TRECVIT_FOR_EACH_ISA(TRECVIT_DECLARE_)
 #define TRECVIT_GATED_LRU_(isa) &trecvit::isa::gated_lru_kernels,
 #define TRECVIT_GELU_(isa) &trecvit::isa::gelu_kernels,
 #define TRECVIT_LINEAR_SCAN_(isa) &trecvit::isa::linear_scan_kernels,
 #define TRECVIT_RECURRENT_MIXER_(isa) &trecvit::isa::recurrent_mixer_kernels,
+#define TRECVIT_RMS_NORM_(isa) &trecvit::isa::rms_norm_kernels,
 
 namespace {
 
@@ -47,6 +50,11 @@ const LinearScanKernels& linear_scan_kernels() {
 
 const RecurrentMixerKernels& recurrent_mixer_kernels() {
   static const RecurrentMixerKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_RECURRENT_MIXER_)};
+  return *tables[int(active_isa())];
+}
+
+const RmsNormKernels& rms_norm_kernels() {
+  static const RmsNormKernels* const tables[] = {TRECVIT_FOR_EACH_ISA(TRECVIT_RMS_NORM_)};
   return *tables[int(active_isa())];
 }
 
@@ -123,6 +131,16 @@ void read_gelu(Arguments& in, P& p) {
 void read(Arguments& in, GeluForward& p) { read_gelu(in, p); }
 void read(Arguments& in, GeluBackward& p) { read_gelu(in, p); }
 
+void read(Arguments& in, RmsNormForward& p) {
+  p.dtype = DType(in.next<int>());
+  p.rows = in.next<int64_t>();
+  p.channels = in.next<int64_t>();
+  p.eps = in.next<double>();
+  p.threads = in.next<int>();
+  p.x = in.next_pointer();
+  p.scale = in.next_pointer();
+}
+
 void read(Arguments& in, LinearScanForward& p) {
   p.dtype = DType(in.next<int>());
   p.batch = in.next<int64_t>();
@@ -177,6 +195,14 @@ void read_rest(Arguments& in, GeluForward& p) { p.y = in.next_pointer(); }
 void read_rest(Arguments& in, GeluBackward& p) {
   p.dy = in.next_pointer();
   p.dx = in.next_pointer();
+}
+
+void read_rest(Arguments& in, RmsNormForward& p) { p.y = in.next_pointer(); }
+
+void read_rest(Arguments& in, RmsNormBackward& p) {
+  p.dy = in.next_pointer();
+  p.dx = in.next_pointer();
+  p.dscale = in.next_pointer();
 }
 
 void read_rest(Arguments& in, LinearScanForward& p) {
@@ -251,4 +277,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear_scan_backward", launcher<LinearScanBackward>([] { return linear_scan_kernels().backward; }));
   m.def("causal_conv_forward", launcher<CausalConvForward>([] { return recurrent_mixer_kernels().conv_forward; }));
   m.def("causal_conv_backward", launcher<CausalConvBackward>([] { return recurrent_mixer_kernels().conv_backward; }));
+  m.def("rms_norm_forward", launcher<RmsNormForward>([] { return rms_norm_kernels().forward; }));
+  m.def("rms_norm_backward", launcher<RmsNormBackward>([] { return rms_norm_kernels().backward; }));
 }

@@ -179,6 +179,7 @@ void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks&
 // In units of log 2, as gates_of wants them.
 template <class K>
 void decays_of(const GatedLruForward& p, typename K::S* decay) {
+#pragma omp parallel for schedule(static) num_threads(p.threads)
   for (int64_t c = 0; c < p.channels; ++c)
     decay[c] = typename K::S(-kDecayExponent * kLog2E * softplus(double(static_cast<const typename K::S*>(p.a_param)[c])));
 }

@@ -1,7 +1,7 @@
 """Memory of the native backends' outputs.
 
-Large outputs come from memory that this package maps (with huge pages) and keeps when they are freed: page faults of fresh
-memory would take longer than most ops. Up to ``TRECVIT_KEEP_MB`` megabytes (1024 by default, 0 for none) of
+Large outputs come from memory that this package maps (with huge pages) and keeps when they are freed: page faults of
+fresh memory would take longer than most ops. Up to ``TRECVIT_KEEP_MB`` megabytes (1024 by default, 0 for none) of
 freed outputs are kept; ``release_cpu_memory`` gives them back to the system.
 """
 

@@ -1,7 +1,7 @@
 """CPU backend of the linear layer: oneDNN's matrix product through PyTorch, the bias inside it.
 
-The op is the one to which ``torch.compile`` lowers linear layers. PyTorch's default for float32 is MKL, which takes about
-twice as long on an AMD processor. Where this build of PyTorch or the processor lacks oneDNN for a dtype, the
+The op is the one to which ``torch.compile`` lowers linear layers. PyTorch's default for float32 is MKL, which takes
+about twice as long on an AMD processor. Where this build of PyTorch or the processor lacks oneDNN for a dtype, the
 default runs.
 """
 

@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     check_tensor(NAME, "x", x, ndim_at_least=1)
     check_dtype(NAME, "x", x, REAL)
-    check_tensor(NAME, "weight", weight)
+    check_tensor(NAME, "weight", weight, ndim_at_least=2)
     (x,) = _registration.autocast(x.device.type, x)
     weight = weight if not torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
     check_like(
@@ -54,7 +54,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     backend = backends.select(NAME, backend, x.device.type, BACKENDS)
     if backend == "reference":
         return reference.linear(x, weight, bias)
-    return _linear(x.reshape(-1, x.shape[-1]), weight, bias, backend).view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return _linear(rows, weight, bias, backend).view(*x.shape[:-1], weight.shape[0])
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:

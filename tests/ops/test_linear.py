@@ -1,0 +1,126 @@
+"""The linear layers: every backend against float64, and the framework around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from trecvit_kernels import backends
+from trecvit_kernels.modules.linear import Linear
+from trecvit_kernels.ops.linear import native, op
+from trecvit_kernels.ops.linear.op import linear
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(not backends.available()[name].available, reason=name))
+    for name in op.BACKENDS
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def value_and_gradients(f, tensors, dy):
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    y = f(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_float64(backend, dtype, bias):
+    tensors = [torch.randn(3, 17, 45).to(dtype), torch.randn(70, 45).to(dtype)]
+    tensors += [torch.randn(70).to(dtype)] if bias else []
+    dy = torch.randn(3, 17, 70).to(dtype)
+    exact = value_and_gradients(F.linear, [t.double() for t in tensors], dy.double())
+    theirs = value_and_gradients(F.linear, tensors, dy)
+    ours = value_and_gradients(lambda *t: linear(*t, backend=backend), tensors, dy)
+    for name, e, p, o in zip(("y", "dx", "dweight", "dbias"), exact, theirs, ours, strict=False):
+        allowed = 2 * (p.double() - e).abs().max() + 4 * torch.finfo(dtype).eps * e.abs().max()
+        assert o.dtype == dtype
+        assert (o.double() - e).abs().max() <= allowed, name
+
+
+@pytest.mark.skipif(not backends.available()["native"].available, reason="native")
+@pytest.mark.parametrize("onednn", (True, False))
+def test_strides_and_empty_sizes(onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr(native, "has_onednn", lambda dtype: False)
+    weight, bias = torch.randn(6, 4), torch.randn(6)
+    inputs = [
+        torch.randn(4),
+        torch.randn(0, 4),
+        torch.randn(2, 0, 4),
+        torch.randn(4, 5).t(),
+        torch.randn(3, 9)[:, 2:6],
+        torch.randn(1, 4).expand(5, 4),
+    ]
+    for x in inputs:
+        for w in (weight, torch.randn(4, 6).t(), torch.randn(6, 8)[:, ::2]):
+            torch.testing.assert_close(linear(x, w, bias, backend="native"), F.linear(x, w, bias))
+    assert linear(torch.randn(3, 4), torch.randn(0, 4), backend="native").shape == (3, 0)
+    nothing = torch.randn(3, 0), torch.randn(2, 0), torch.randn(2)
+    torch.testing.assert_close(linear(*nothing, backend="native"), F.linear(*nothing))
+
+
+@pytest.mark.skipif(not backends.available()["native"].available, reason="native")
+def test_non_finite_values_stay_in_their_rows():
+    x = torch.randn(3, 8)
+    x[0, 1], x[1, 2] = torch.nan, torch.inf
+    y = linear(x, torch.randn(5, 8), torch.randn(5), backend="native")
+    assert y[0].isnan().all()
+    assert not y[1].isfinite().any()
+    assert y[2].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_gradients_and_transforms(backend):
+    x, weight, bias = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 3), (5, 3), (5,))
+    )
+
+    def run(*tensors):
+        return linear(*tensors, backend=backend)
+
+    assert torch.autograd.gradcheck(run, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+    w = weight.detach()
+    gradient = torch.func.vmap(torch.func.grad(lambda t: run(t, w).square().sum()))(x.detach())
+    torch.testing.assert_close(gradient, 2 * x.detach() @ w.t() @ w)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_casts_all_three(backend):
+    layer, x = Linear(8, 3), torch.randn(2, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), backends.use(backend):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(not backends.available()["native"].available, reason="native")
+def test_flops_opcheck_and_unwanted_gradients():
+    x, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.trecvit_kernels.linear_forward.default, (x, weight.detach(), None, "native")
+    )
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight, backend="native").sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 5)  # the input's gradient is not wanted
+
+
+def test_errors_name_the_argument():
+    x, weight = torch.randn(2, 3), torch.randn(4, 3)
+    with pytest.raises(TypeError, match=r"linear: x must be a torch\.Tensor"):
+        linear([1.0], weight)
+    with pytest.raises(ValueError, match=r"weight must have shape \(4, 3\), got \(4, 2\)"):
+        linear(x, torch.randn(4, 2))
+    with pytest.raises(TypeError, match="weight must have dtype float32, got float64"):
+        linear(x, weight.double())
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got \(3,\)"):
+        linear(x, weight, torch.randn(3))
+    with pytest.raises(ValueError, match="weight must have at least 2 dimensions"):
+        linear(x, torch.randn(3))
