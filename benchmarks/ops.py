@@ -229,8 +229,8 @@ def check_gated_lru(inputs: list[Tensor | None]) -> str:
     index = [merged, picked, picked, picked, picked]
     dy = torch.randn_like(x)
     ours = _value_and_gradients(_gated_lru, inputs, dy)
-    few = [None if t is None else t[..., i] for t, i in zip(inputs, index)]
-    return _against_float64(ours, _gated_lru_by_pieces, few, dy[..., merged], [merged, *index])
+    few = [None if t is None else t[..., i].cpu() for t, i in zip(inputs, index)]
+    return _against_float64(ours, _gated_lru_by_pieces, few, dy[..., merged].cpu(), [merged, *index])
 
 
 def check_linear_scan(a: Tensor, b: Tensor) -> str:
@@ -238,8 +238,8 @@ def check_linear_scan(a: Tensor, b: Tensor) -> str:
     picked = torch.linspace(0, b.shape[-1] - 1, _CHECKED).long()
     dh = torch.randn_like(b)
     ours = _value_and_gradients(_linear_scan, [a, b], dh)
-    few = [a[..., picked], b[..., picked]]
-    return _against_float64(ours, _linear_scan_by_pieces, few, dh[..., picked], [picked] * 3)
+    few = [a[..., picked].cpu(), b[..., picked].cpu()]
+    return _against_float64(ours, _linear_scan_by_pieces, few, dh[..., picked].cpu(), [picked] * 3)
 
 
 # In the backward pass of the reference every frame touches all frames of the call: over a long time it is
@@ -272,7 +272,7 @@ def _against_float64(
     wide = torch.complex128 if dy.is_complex() else torch.float64
     exact = _value_and_gradients(loop, [None if t is None else t.to(wide) for t in few], dy.to(wide))
     same = _value_and_gradients(loop, few, dy)
-    parts = [_real(t[..., i]) for t, i in zip(ours, index)]
+    parts = [_real(t[..., i].cpu()) for t, i in zip(ours, index)]
     return within_reference(parts, [_real(t) for t in same], [_real(t) for t in exact])
 
 

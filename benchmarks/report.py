@@ -150,6 +150,8 @@ def _quantity(value: float | None, unit: str) -> str:
         return "–"
     if unit == "B":
         return f"{value / 1e9:.2f} GB"
+    if value < 1e-3:
+        return f"{_three(1e6 * value)} µs"
     return f"{value:.3f} s" if value >= 1 else f"{_three(1e3 * value)} ms"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.timing import Budget, Work, interleave, quartiles, seconds
+from benchmarks.timing import Budget, Clock, Work, interleave, quartiles, seconds
 
 _SLOW_START = 5.0  # seconds; beyond it a first call may have been compilation, which is mentioned
 
@@ -40,6 +40,7 @@ class Comparison:
             floor's time. None: no target, the number is for information.
         nbytes: least traffic of ours, for GB/s.
         bar: floors only: seconds of the floor -> seconds that count as 1.0.
+        tolerance: a peer's largest difference from ours, as a share of the largest value.
     """
 
     group: str
@@ -52,6 +53,7 @@ class Comparison:
     nbytes: int | None = None
     bar: Callable[[float], float] | None = None
     budget: Budget = field(default_factory=Budget)
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Result:
     """A measured row, as it goes into the JSON file. Values are in seconds, or bytes (``unit``).
 
     ratio: how many times faster than the peer; of a floor, how many times its value. low and high are the
-    quartiles of the ratio over the rounds.
+    quartiles of the ratio over the rounds. tried: seconds of every peer's second call, by name.
     """
 
     group: str
@@ -76,6 +78,7 @@ class Result:
     nbytes: int | None = None
     rounds: int = 0
     note: str = ""
+    tried: dict[str, float] = field(default_factory=dict)
 
     @property
     def met(self) -> bool | None:
@@ -85,7 +88,7 @@ class Result:
         return self.ratio <= self.limit if self.floor else self.ratio >= self.limit
 
 
-def measure(row: Comparison) -> Result:
+def measure(row: Comparison, clock: Clock = seconds) -> Result:
     """Check, find the fastest peer, and time ours against it."""
     empty = Result(row.group, row.what, peer="", floor=row.floor, limit=row.limit, nbytes=row.nbytes)
     if wrong := row.check():
@@ -93,17 +96,19 @@ def measure(row: Comparison) -> Result:
     began = time.perf_counter()
     result = row.ours()
     warm_up = time.perf_counter() - began
-    fastest, best, notes = None, float("inf"), []
+    fastest, best, notes, tried = None, float("inf"), [], {}
     for peer in row.peers:
-        took, note = _try(peer, result, alone=len(row.peers) == 1)
+        took, note = _try(peer, result, row.tolerance, clock, alone=len(row.peers) == 1)
         if note:
             notes.append(f"{peer.name}: {note}")
+        if took is not None:
+            tried[peer.name] = took
         if took is not None and took < best:
             fastest, best = peer, took
     del result
     if fastest is None:
         return _replace(empty, note="; ".join(notes) or "no peer could run")
-    pair = interleave(row.ours, fastest.run, row.budget, warm_up + best)
+    pair = interleave(row.ours, fastest.run, row.budget, warm_up + best, clock)
     bar = row.bar or (lambda value: value)
     theirs = [bar(value) for value in pair.theirs]
     ratios = [a / b if row.floor else b / a for a, b in zip(pair.ours, theirs)]
@@ -118,19 +123,20 @@ def measure(row: Comparison) -> Result:
         high=high,
         rounds=len(ratios),
         note="; ".join(notes),
+        tried=tried if len(tried) > 1 else {},
     )
 
 
-def _try(peer: Peer, ours: object, alone: bool) -> tuple[float | None, str]:
+def _try(peer: Peer, ours: object, tolerance: float, clock: Clock, alone: bool) -> tuple[float | None, str]:
     """Seconds of a call (None: not usable), the second one if peers compete; and what to say about the peer."""
     try:
         began = time.perf_counter()
         result = peer.run()
         first = time.perf_counter() - began
-        if peer.like_ours is not None and (gap := disagreement(ours, peer.like_ours(result))) > 1e-3:
+        if peer.like_ours is not None and (gap := disagreement(ours, peer.like_ours(result))) > tolerance:
             return None, f"left out, its result is off by {gap:.1e} of the largest value"
         del result
-        again = first if alone and (first < _SLOW_START or peer.like_ours is None) else seconds(peer.run)
+        again = first if alone and (first < _SLOW_START or peer.like_ours is None) else clock(peer.run)
         compiles = first > _SLOW_START and first > 3 * again
         return again, f"first call {first:.0f} s (compilation)" if compiles else ""
     except Exception as error:  # a peer that cannot run must not stop the report

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Work = Callable[[], object]
+Clock = Callable[[Work], float]  # seconds of one call
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - began
 
 
-def interleave(ours: Work, theirs: Work, budget: Budget, pilot: float) -> Pair:
+def interleave(ours: Work, theirs: Work, budget: Budget, pilot: float, clock: Clock = seconds) -> Pair:
     """A B A B ..., with the garbage collector off, ``pilot`` being the seconds of a warm-up run of both."""
     if 4 * pilot < budget.seconds:  # first calls are slow: once more where that costs little
-        pilot = seconds(ours) + seconds(theirs)
+        pilot = clock(ours) + clock(theirs)
     rounds = budget.rounds(pilot)
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:
-        pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+        pairs = [(clock(ours), clock(theirs)) for _ in range(rounds)]
     finally:
         if enabled:
             gc.enable()

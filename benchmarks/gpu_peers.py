@@ -1,0 +1,113 @@
+"""The same work on a GPU, put together from the best kernels that others offer."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import trecvit_kernels as tk
+
+SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+
+
+def gates(x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor) -> tuple[Tensor, Tensor]:
+    """u_t and log a_t of the real gated LRU in the dtype of x, computed in float32; the first frame resets."""
+    log_a = -8.0 * F.softplus(a_param.float()) * torch.sigmoid(gate_a.float())
+    beta = torch.sqrt(-torch.expm1(2.0 * log_a))
+    beta = torch.cat([torch.ones_like(beta[:, :1]), beta[:, 1:]], dim=1)
+    u = beta * torch.sigmoid(gate_x.float()) * x.float()
+    return u.to(x.dtype), log_a.to(x.dtype)
+
+
+def hgrn(kernel: str, gates: Callable[..., Any]) -> Callable[..., Tensor]:
+    """gates, then ``kernel`` of flash-linear-attention: "fused_recurrent_hgrn" or "chunk_hgrn"."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        scan = getattr(importlib.import_module("fla.ops.hgrn"), kernel)
+        u, log_a = gates(*inputs)
+        return scan(u.flatten(2), log_a.flatten(2))[0].view(u.shape)
+
+    return run
+
+
+def accelerated_scan_gates(gates: Callable[..., Any]) -> Callable[..., Tensor]:
+    """gates, then accelerated-scan on its layout (B, lanes, T), to which the tensors are brought and back."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        u, log_a = gates(*inputs)
+        own = [t.flatten(2).mT.contiguous() for t in (log_a.float().exp(), u.float())]
+        return accelerated_scan("scalar")(*own).mT.reshape(u.shape).to(u.dtype)
+
+    return run
+
+
+def accelerated_scan(kernel: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """``accelerated_scan.<kernel>.scan``: "scalar" (Triton), "warp" (CUDA, compiled now) or "complex" (Triton)."""
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        return importlib.import_module(f"accelerated_scan.{kernel}").scan(a, b)
+
+    return run
+
+
+def recurrent_mixer(
+    u: Tensor,
+    v: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    gate_x_weight: Tensor,
+    gate_x_bias: Tensor,
+    gate_a_weight: Tensor,
+    gate_a_bias: Tensor,
+    a_param: Tensor,
+) -> Tensor:
+    """The block by parts: convolution as shifted sums, gates as batched products, this package's gated LRU, GELU gate.
+
+    To be compiled: PyTorch's compiler then fuses what stands beside the products and the recurrence.
+    """
+    taps, frames = conv_weight.shape[0], u.shape[1]
+    padded = F.pad(u, (0, 0, 0, 0, taps - 1, 0))
+    x = conv_bias + sum(conv_weight[k] * padded[:, k : k + frames] for k in range(taps))
+    heads = x.unflatten(-1, (gate_x_weight.shape[0], -1))
+    gate_x, gate_a = (
+        (torch.einsum("btnhi,hij->btnhj", heads, weight) + bias).flatten(-2)
+        for weight, bias in ((gate_x_weight, gate_x_bias), (gate_a_weight, gate_a_bias))
+    )
+    y, _ = tk.ops.gated_lru(x, gate_x, gate_a, a_param, backend="triton")
+    return y * F.gelu(v, approximate="tanh")
+
+
+def attention(name: str, heads: int) -> Callable[[Tensor], Tensor]:
+    """One backend of scaled_dot_product_attention on views of packed qkv; the result packed as ours."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def run(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(-1, (3, heads, -1)).flatten(0, -5).permute(2, 0, 3, 1, 4)
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            out = F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).reshape(*qkv.shape[:-1], -1)
+
+    return run
+
+
+def scan_rivals(a: Tensor, interpreted: bool = False) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Peers of a bare scan that take (B, lanes, T); ``interpreted``: those that Triton's interpreter can run."""
+    if a.is_complex():
+        return {"accelerated_scan.complex": accelerated_scan("complex")}
+    return {
+        f"accelerated_scan.{name}": accelerated_scan(name)
+        for name in ("scalar", *([] if interpreted else ["warp"]))
+    }
+
+
+def compiler(tiny: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """torch.compile for one static shape; in a rehearsal without code generation, which takes minutes on a CPU."""
+    return functools.partial(
+        torch.compile, fullgraph=True, dynamic=False, backend="aot_eager" if tiny else "inductor"
+    )
