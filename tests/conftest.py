@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from trecvit_kernels import backends
+
 from .ops._suite import OPS, device_of, untested
+
+if backends.interpreted():
+    from .ops._interpreter import patch_language_once_a_launch
+
+    patch_language_once_a_launch()
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SUITE = _ROOT / "tests" / "ops"

@@ -67,6 +67,11 @@ def _triton_problem() -> str:
 _triton_error = _triton_problem()
 
 
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter in this process."""
+    return _INTERPRET and not _triton_error
+
+
 @dataclass(frozen=True)
 class Status:
     """Whether a backend can run in this process and, if not, why."""

@@ -47,3 +47,28 @@ def force(schedule: str) -> Iterator[None]:
         yield
     finally:
         _forced = previous
+
+
+# GPUs
+
+_WARPS_PER_MULTIPROCESSOR = 12  # so many warps with loads in flight keep the memory of a GPU busy
+
+
+def gpu_segments(warps: int, frames: int, multiprocessors: int) -> int:
+    """Into how many segments of time a GPU cuts a scan; 1 is the serial schedule, which runs so many warps."""
+    chunks = saved_states(frames) + 1
+    if _forced == "serial" or chunks == 1:
+        return 1
+    wanted = _WARPS_PER_MULTIPROCESSOR * multiprocessors
+    if _forced == "chunked":
+        return min(chunks, max(2, wanted // warps))
+    # Two passes read the inputs twice, so cutting time pays only while more than half of the warps are missing.
+    if 2 * warps > wanted or frames < 2 * _MIN_FRAMES_PER_SEGMENT:
+        return 1
+    return min(wanted // warps, frames // _MIN_FRAMES_PER_SEGMENT, chunks)
+
+
+def segment_frames(frames: int, segments: int) -> int:
+    """Length of a segment: whole chunks, so that states are saved where they would be without segments."""
+    chunks = saved_states(frames) + 1
+    return -(-chunks // segments) * FRAMES_PER_STATE

@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._views import row_stride
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -81,6 +82,15 @@ def strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), row
 
 
+def strides_of(**tensors: Tensor) -> dict[str, int]:
+    """Kernel arguments NAME_stride_b, NAME_stride_t and NAME_stride_r of the tensors given by name."""
+    return {
+        f"{name}_stride_{dim}": stride
+        for name, tensor in tensors.items()
+        for dim, stride in zip("btr", strides(tensor), strict=True)
+    }
+
+
 # Launches
 
 
@@ -128,6 +138,69 @@ def launch(
         _recorder.launches.append(Launch(kernel, tuple(grid), dict(arguments), num_warps, num_stages))
         return
     kernel[tuple(grid)](**arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
+
+
+class Tile(NamedTuple):
+    """Lanes of a program, frames that it holds in registers at once, warps."""
+
+    block: int
+    frames: int
+    warps: int
+
+
+_MOST_LANES = 2**31 - 2**16  # of one frame: kernels number them in 32 bits
+
+
+def is_flat(batch: int, lanes: int, block: int) -> bool:
+    """Whether programs take lanes across examples, because one example has too few for a block."""
+    return batch > 1 and lanes < block
+
+
+def programs(batch: int, lanes: int, segments: int, block: int) -> tuple[int]:
+    """Grid: one program per segment and block of lanes, each example's or all examples' together."""
+    if lanes > _MOST_LANES:
+        raise ValueError(f"a frame may have up to {_MOST_LANES} lanes, got {lanes}")
+    if is_flat(batch, lanes, block):
+        return (segments * -(-batch * lanes // block),)
+    return (segments * batch * -(-lanes // block),)
+
+
+class Walk:
+    """How programs share a recurrence over (B, T, lanes), and the launch arguments that all its kernels take.
+
+    channels: lanes in a row. tile: of the main kernel, which decides how time is cut into segments.
+    """
+
+    def __init__(self, like: Tensor, lanes: int, channels: int, tile: Tile) -> None:
+        self.batch, self.frames = like.shape[:2]
+        self.lanes, self.channels, self.tile = lanes, channels, tile
+        (blocks,) = programs(self.batch, lanes, 1, tile.block)
+        segments = _schedule.gpu_segments(blocks * tile.warps, self.frames, multiprocessors(like))
+        self.segment_frames = _schedule.segment_frames(self.frames, segments)
+        self.segments = -(-self.frames // self.segment_frames)
+
+    def launch(self, kernel: Any, arguments: Mapping[str, Any], tile: Tile | None = None) -> None:
+        """One program per segment and block of lanes."""
+        tile = tile or self.tile
+        shared = {
+            "batches": self.batch,
+            "frames": self.frames,
+            "lanes": self.lanes,
+            "channels": self.channels,
+            "segment_frames": self.segment_frames,
+            "segments": self.segments,
+            "FLAT": is_flat(self.batch, self.lanes, tile.block),
+            "K": tile.frames,
+            "BLOCK": tile.block,
+        }
+        grid = programs(self.batch, self.lanes, self.segments, tile.block)
+        launch(kernel, grid, {**arguments, **shared}, num_warps=tile.warps)
+
+    def summaries(self, state: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """Memory for ends and products of segments: (B, segments, numbers of a state), real, dtype of the state."""
+        dtype = state.dtype.to_real() if state.is_complex() else state.dtype
+        shape = (self.batch, self.segments, parts * self.lanes)
+        return tuple(torch.empty(shape, dtype=dtype, device=state.device) for _ in range(2))  # type: ignore[return-value]
 
 
 # Ahead-of-time compilation
