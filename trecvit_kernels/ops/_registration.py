@@ -7,12 +7,14 @@ enters it only when a gradient is needed. That costs a third of ``torch.library.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "trecvit_kernels"
@@ -52,6 +54,52 @@ def needs_autograd(*tensors: Tensor | None) -> bool:
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+_ONCE = (
+    "trecvit_kernels: second derivatives are not implemented by this backend; backend='reference' has them"
+)
+
+
+def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the backward pass of an op: differentiating it again raises, instead of leaving out the op's share.
+
+    ``torch.autograd.function.once_differentiable`` looks only at the gradients that come in; the second derivative
+    also runs through the saved inputs. Under ``torch.func``, where every pass is recorded, a second level of
+    ``grad`` raises at once.
+    """
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        if torch._C._are_functorch_transforms_active():
+            levels = [level.key() for level in retrieve_all_functorch_interpreters()]
+            if levels.count(torch._C._functorch.TransformType.Grad) > 1:
+                raise RuntimeError(_ONCE)
+            return backward(ctx, *gradients)
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        sources = [t for t in (*gradients, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        if not sources:
+            return results
+        wanted = [result for result in results if result is not None]
+        refusing = iter(_Once.apply(len(wanted), *wanted, *sources))
+        return tuple(None if result is None else next(refusing) for result in results)
+
+    return guarded
+
+
+class _Once(torch.autograd.Function):
+    """The first ``count`` tensors, as functions of all: differentiating them raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(_ONCE)
 
 
 def autocast(device: str, *tensors: Tensor) -> tuple[Tensor, ...]:

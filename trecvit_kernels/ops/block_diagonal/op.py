@@ -110,6 +110,7 @@ class _BlockDiagonal(torch.autograd.Function):
         ctx.settings = (backend, bias.dtype)
 
     @staticmethod
+    @_registration.first_derivatives_only
     def backward(ctx: Any, dy: Tensor):
         x, weight = ctx.saved_tensors
         backend, bias_dtype = ctx.settings

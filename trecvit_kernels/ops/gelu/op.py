@@ -88,6 +88,7 @@ class _Gelu(torch.autograd.Function):
         ctx.backend = backend
 
     @staticmethod
+    @_registration.first_derivatives_only
     def backward(ctx: Any, dy: Tensor):
         (x,) = ctx.saved_tensors
         return _backward(dy, x, ctx.backend), None

@@ -90,6 +90,7 @@ class _RMSNorm(torch.autograd.Function):
         ctx.settings = (eps, backend)
 
     @staticmethod
+    @_registration.first_derivatives_only
     def backward(ctx: Any, dy: Tensor):
         x, scale = ctx.saved_tensors
         dx, dscale = _backward(dy, x, scale, *ctx.settings)
