@@ -6,6 +6,9 @@ every ``nn.Linear``'s product without bias (patch embedding and head too), the b
 products are written into buffers that exist already; attention allocates its own. Training counts two more
 products for each (gradient of the input, not for the embedding, and of the weight) and attention's backward
 pass. Nothing else: no norm, bias, activation, residual, convolution, recurrence, loss or accumulation.
+
+The products are ``torch.mm``. Our linear layers call oneDNN instead, which on some processors takes half as long in
+float32; ``onednn=True`` is the floor with those products (into fresh outputs: the op has no other form).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.timing import Work
 from trecvit_kernels import TRecViT
+from trecvit_kernels.ops.linear import native as linear
 
 _MATMUL = 2048
 
@@ -44,8 +48,9 @@ def matmul(dtype: torch.dtype) -> tuple[Work, float]:
 class ModelFloor:
     """Matrix products and attention of ``model`` on ``batch`` videos of ``frames`` frames."""
 
-    def __init__(self, model: TRecViT, batch: int, frames: int) -> None:
+    def __init__(self, model: TRecViT, batch: int, frames: int, *, onednn: bool = False) -> None:
         config = model.config
+        self.onednn = onednn
         self.dtype = model.embedding.weight.dtype
         images, patches = batch * frames, config.grid[0] * config.grid[1]
         tokens = images * config.tokens
@@ -78,11 +83,16 @@ class ModelFloor:
             self._buffers[key] = torch.randn(shape).to(self.dtype)
         return self._buffers[key]
 
+    def _multiply(self, a: Tensor, b: Tensor, role: str) -> None:
+        if self.onednn:
+            linear.linear_forward(a, b.t(), None)
+        else:
+            torch.mm(a, b, out=self._buffer(role, a.shape[0], b.shape[1]))
+
     @torch.no_grad()
     def forward(self) -> None:
         for rows, weight, _ in self.linears:
-            wide, narrow = weight.shape
-            torch.mm(self._buffer("x", rows, narrow), weight.t(), out=self._buffer("y", rows, wide))
+            self._multiply(self._buffer("x", rows, weight.shape[1]), weight.t(), "y")
         for rows, weight in self.gates:
             heads, narrow, wide = weight.shape
             torch.bmm(
@@ -96,11 +106,11 @@ class ModelFloor:
         with torch.no_grad():
             for rows, weight, needs_dx in self.linears:
                 wide, narrow = weight.shape
-                x, y = self._buffer("x", rows, narrow), self._buffer("y", rows, wide)
-                torch.mm(x, weight.t(), out=y)
+                x, dy = self._buffer("x", rows, narrow), self._buffer("dy", rows, wide)
+                self._multiply(x, weight.t(), "y")
                 if needs_dx:
-                    torch.mm(y, weight, out=self._buffer("dx", rows, narrow))
-                torch.mm(self._buffer("dy", rows, wide).t(), x, out=self._buffer("dw", wide, narrow))
+                    self._multiply(dy, weight, "dx")
+                self._multiply(dy.t(), x, "dw")
             for rows, weight in self.gates:
                 heads, narrow, wide = weight.shape
                 x, y = self._buffer("x", heads, rows, narrow), self._buffer("y", heads, rows, wide)

@@ -22,6 +22,8 @@ _FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 FORWARD = [(torch.float32, 1.08), (torch.bfloat16, 1.15)]
 STREAMING = [(torch.float32, 1.06), (torch.bfloat16, 1.2)]
 _TRAINING = 1.08
+_PRODUCTS = "its matrix products and attention alone"
+_ONEDNN = "the same, products by oneDNN"
 LAYER_SECONDS, LAYER_RATE = 0.16, 220e9  # at most so long where float32 matmul runs at so many FLOP/s
 
 
@@ -65,8 +67,9 @@ def rows(budget: Budget, *, quick: bool, floors_only: bool) -> Iterator[Comparis
         row = functools.partial(
             Comparison, "model", f"TRecViT-B forward, {FRAMES} frames, {_FLOATS[dtype]}", forward
         )
-        products = "its matrix products and attention alone"
-        yield row([Peer(products, floor.forward, None)], check, limit=limit, floor=True, budget=budget)
+        yield row([Peer(_PRODUCTS, floor.forward, None)], check, limit=limit, floor=True, budget=budget)
+        onednn = floors.ModelFloor(model, 1, FRAMES, onednn=True)
+        yield row([Peer(_ONEDNN, onednn.forward, None)], check, floor=True, budget=few)
         if not floors_only:
             tolerant = _tolerant(dtype)
             yield row(
@@ -76,11 +79,12 @@ def rows(budget: Budget, *, quick: bool, floors_only: bool) -> Iterator[Comparis
             what = f"TRecViT-B training step, {FRAMES} frames, {_FLOATS[dtype]}"
             row = functools.partial(Comparison, "model", what, step := _training_step(model, video))
             check = functools.cache(functools.partial(_check_gradients, model))
-            yield row([Peer(products, floor.train, None)], check, limit=_TRAINING, floor=True, budget=budget)
+            yield row([Peer(_PRODUCTS, floor.train, None)], check, limit=_TRAINING, floor=True, budget=budget)
+            yield row([Peer(_ONEDNN, onednn.train, None)], check, floor=True, budget=few)
             if not (floors_only or quick):
                 yield row([Peer("same model, reference ops", _with_reference(step))], check, budget=few)
             del step
-        del model, floor, forward, row, check
+        del model, floor, onednn, forward, row, check
         gc.collect()
 
 
@@ -95,8 +99,9 @@ def streaming_rows(budget: Budget, *, quick: bool, floors_only: bool) -> Iterato
         floor = floors.ModelFloor(model, 1, 1)
         check = functools.cache(functools.partial(_check_streaming, model))
         row = functools.partial(Comparison, "streaming", f"TRecViT-B streaming step, {_FLOATS[dtype]}", push)
-        peer = Peer("its matrix products and attention alone", floor.forward, None)
-        yield row([peer], check, limit=limit, floor=True, budget=budget)
+        yield row([Peer(_PRODUCTS, floor.forward, None)], check, limit=limit, floor=True, budget=budget)
+        onednn = floors.ModelFloor(model, 1, 1, onednn=True)
+        yield row([Peer(_ONEDNN, onednn.forward, None)], check, floor=True, budget=budget)
         if not floors_only:
             yield row([Peer("same model, reference ops", _with_reference(push), None)], check, budget=budget)
 
