@@ -11,12 +11,23 @@ struct Chunk {
   alignas(64) S magnitude[kMaxFramesPerState][kMaxBlock], beta[kMaxFramesPerState][kMaxBlock];
 };
 
-// What a lane adds up over time for the parameters' gradients.
-template <class K>
+// What a lane adds up for the parameters' gradients: over the frames of a chunk in S, over chunks in double, since
+// thousands of frames added one by one would lose digits.
+template <class T>
 struct Sums {
-  using S = typename K::S;
   static constexpr int64_t count = 4;
-  alignas(64) S r_dl[kMaxBlock], r_dphi[kMaxBlock], dgate_x[kMaxBlock], dgate_a[kMaxBlock];
+  alignas(64) T r_dl[kMaxBlock], r_dphi[kMaxBlock], dgate_x[kMaxBlock], dgate_a[kMaxBlock];
+
+  template <class U>
+  void add(const Sums<U>& other, int64_t width) {
+    TRECVIT_VECTORIZE
+    for (int64_t j = 0; j < width; ++j) {
+      r_dl[j] += other.r_dl[j];
+      r_dphi[j] += other.r_dphi[j];
+      dgate_x[j] += other.dgate_x[j];
+      dgate_a[j] += other.dgate_a[j];
+    }
+  }
 };
 
 template <class K>
@@ -80,7 +91,7 @@ TRECVIT_INLINE Number<typename K::S> output_gradient(const typename K::IO* dy, c
 // out for the frame before it.
 template <class K>
 void backward_chunk(const GatedLruBackward& p, const Lanes<K>& lanes, int64_t begin, int64_t end,
-                    const Chunk<K>& chunk, typename K::Vector& carry, Sums<K>& sums) {
+                    const Chunk<K>& chunk, typename K::Vector& carry, Sums<typename K::S>& sums) {
   using S = typename K::S;
   const int64_t width = lanes.block.width, half = lanes.half;
   for (int64_t t = end - 1; t >= begin; --t) {
@@ -160,7 +171,7 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
   using Vector = typename K::Vector;
   const int64_t step = p.frames_per_state, saved = (p.frames - 1) / step, gates = p.rows * p.channels;
   const int64_t per_sum = p.batch * p.segments * gates;
-  Workspace workspace(Sums<K>::count * per_sum * int64_t(sizeof(S))), factors(p.channels * int64_t(sizeof(double)));
+  Workspace workspace(Sums<S>::count * per_sum * int64_t(sizeof(S))), factors(p.channels * int64_t(sizeof(double)));
   S* partial = static_cast<S*>(workspace.data);  // per kind of sum: (batch, segments, rows * channels)
   double* factor = static_cast<double*>(factors.data);
 
@@ -180,7 +191,7 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
     const int64_t width = lanes.block.width;
     const Segment segment = segment_of(s);
     Chunk<K> chunk;
-    Sums<K> sums = {};
+    Sums<double> sums = {};
     Vector carry;
     if (from) {
       carry = *from;
@@ -192,15 +203,17 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
       chunk.before[0].read(begin == 0 ? lanes.state(p, p.h0, 0, 1) : lanes.state(p, p.states, begin / step - 1, saved),
                            lanes.half, 1, width);
       recompute_chunk<K>(p, lanes, begin, end, chunk);
-      backward_chunk<K>(p, lanes, begin, end, chunk, carry, sums);
+      Sums<S> of_chunk = {};
+      backward_chunk<K>(p, lanes, begin, end, chunk, carry, of_chunk);
+      sums.add(of_chunk, width);
     }
     if (segment.begin == 0) carry.write(lanes.state(p, p.dh0, 0, 1), lanes.half, 1, width);
     S* to = partial + (lanes.block.batch * p.segments + s) * gates + lanes.block.lane;
     for (int64_t j = 0; j < width; ++j) {
-      to[j] = sums.r_dl[j];
-      to[per_sum + j] = sums.r_dphi[j];
-      to[2 * per_sum + j] = sums.dgate_x[j];
-      to[3 * per_sum + j] = sums.dgate_a[j];
+      to[j] = S(sums.r_dl[j]);
+      to[per_sum + j] = S(sums.r_dphi[j]);
+      to[2 * per_sum + j] = S(sums.dgate_x[j]);
+      to[3 * per_sum + j] = S(sums.dgate_a[j]);
     }
   };
   walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
