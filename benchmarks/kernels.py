@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -58,13 +59,16 @@ def rooms() -> list[str]:
 
 @functools.cache
 def variants(op: str, arch: str) -> tuple[Any, ...]:
-    """The room's variants for an architecture, their names unique."""
+    """The room's different variants for an architecture, their names unique."""
     room = importlib.import_module(f"trecvit_kernels.ops.{op}.triton")
-    found = tuple(room.variants(arch))
-    names = [variant.name for variant in found]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{op}: variants of one name on {arch}: {', '.join(sorted(twice))}")
-    return found
+    found: dict[str, Any] = {}
+    for variant in room.variants(arch):
+        if any(dataclasses.replace(other, name=variant.name) == variant for other in found.values()):
+            continue  # several settings come to the same kernel
+        names = itertools.chain([variant.name], (f"{variant.name} ({n})" for n in itertools.count(2)))
+        name = next(name for name in names if name not in found)
+        found[name] = dataclasses.replace(variant, name=name)
+    return tuple(found.values())
 
 
 def compile_one(op: str, arch: str, index: int) -> Reading:
