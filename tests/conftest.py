@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "reference_only: parametrise over the reference backend alone",
         "large: offsets beyond 2^31 elements (address space rather than memory)",
         "sanitize: hostile inputs that also run under AddressSanitizer and UBSan (make sanitize)",
+        "spread: shares nothing with its file: with pytest-xdist it may run in any process",
         "slow: takes more than a few seconds",
     ):
         config.addinivalue_line("markers", line)
@@ -63,6 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if getattr(config.option, "dist", "no") != "loadgroup":
         return
     for item in items:
+        if item.get_closest_marker("spread"):
+            continue
         params = _params(item)
         case = f"{params['op']}-{params['case'].name}" if {"op", "case"} <= params.keys() else None
         item.add_marker(pytest.mark.xdist_group(case or item.nodeid.split("::")[0]))
