@@ -1,4 +1,7 @@
-"""Triton's interpreter, made several times faster: it patches ``triton.language`` anew for every helper called."""
+"""Triton's interpreter, made several times faster.
+
+As shipped it patches ``triton.language`` anew for every helper called, and broadcasts tiles to the shape they have.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,17 @@ def patch_language_once_a_launch() -> None:
         return launch if outermost else helper
 
     interpreter._patch_lang = patch_once
+
+
+def leave_equal_shapes_alone() -> None:
+    """Operands of one shape need no broadcast, nor the types that describe it."""
+    from triton.language.semantic import TritonSemantic
+
+    broadcast = TritonSemantic.broadcast_impl_value
+
+    def broadcast_if_needed(self: Any, lhs: Any, rhs: Any) -> Any:
+        if lhs.type.is_block() and rhs.type.is_block() and lhs.handle.data.shape == rhs.handle.data.shape:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    TritonSemantic.broadcast_impl_value = broadcast_if_needed
