@@ -72,3 +72,10 @@ def segment_frames(frames: int, segments: int) -> int:
     """Length of a segment: whole chunks, so that states are saved where they would be without segments."""
     chunks = saved_states(frames) + 1
     return -(-chunks // segments) * FRAMES_PER_STATE
+
+
+def gpu_walks_tiles(sequences: int, multiprocessors: int) -> bool:
+    """Whether a program of ``spatial_attention`` walks all tiles of its frame and head ("serial"), not one of them."""
+    if _forced is not None:
+        return _forced == "serial"
+    return sequences >= multiprocessors

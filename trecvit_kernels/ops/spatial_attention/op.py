@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
 from trecvit_kernels._checks import check_dtype, check_tensor
 from trecvit_kernels.ops import _registration
-from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops.spatial_attention import reference, sdpa
 
 NAME = "spatial_attention"
-BACKENDS = ("reference", "sdpa")
+BACKENDS = ("reference", "sdpa", "triton")
+_MOST_TOKENS, _MOST_CHANNELS = 256, 128  # of a frame and head that the kernels hold on chip
 
 
 def spatial_attention(
@@ -26,10 +29,12 @@ def spatial_attention(
             dimensions are batch: (B, T, N, 3 H D) attends inside each frame.
         num_heads: H.
         scale: factor on the scores; None means 1/sqrt(D).
-        backend: ``"reference"``, ``"sdpa"`` (PyTorch's scaled_dot_product_attention on views of qkv) or None.
+        backend: ``"reference"``, ``"sdpa"`` (PyTorch's scaled_dot_product_attention on views of qkv), ``"triton"``
+            (one pass over qkv; as ``"sdpa"`` for more than 256 tokens or D > 128) or None.
 
     Returns:
-        (..., N, H D) in the dtype of qkv.
+        (..., N, H D) in the dtype of qkv. The ``"triton"`` backend keeps qkv, the result and one number per query and
+        head for its backward pass and has first derivatives only.
 
     Under autocast qkv is cast to the autocast dtype.
 
@@ -52,5 +57,76 @@ def spatial_attention(
         raise ValueError(f"{NAME}: scale must be finite, got {scale}")
     (qkv,) = _registration.autocast(qkv.device.type, qkv)
     backend = backends.select(NAME, backend, qkv.device.type, BACKENDS)
+    if backend == "triton" and is_single_pass(qkv.shape[-2], qkv.shape[-1] // (3 * num_heads)):
+        if scale is None:
+            scale = (qkv.shape[-1] // (3 * num_heads)) ** -0.5
+        if _registration.needs_autograd(qkv):
+            return _SpatialAttention.apply(qkv, num_heads, scale, backend)[0]
+        return _forward(qkv, num_heads, scale, False, backend)[0]
     run = reference.spatial_attention if backend == "reference" else sdpa.spatial_attention
     return run(qkv, num_heads, scale=scale)
+
+
+def is_single_pass(tokens: int, head_dim: int) -> bool:
+    """Whether the kernels hold a frame and head on chip; PyTorch's attention takes the others."""
+    return tokens <= _MOST_TOKENS and head_dim <= _MOST_CHANNELS
+
+
+def _fake_forward(qkv, num_heads, scale, save_lse, backend):
+    *lead, tokens, channels = qkv.shape
+    lse = qkv.new_empty((*lead, num_heads, tokens if save_lse else 0), dtype=state_dtype(qkv.dtype))
+    return qkv.new_empty((*lead, tokens, channels // 3)), lse
+
+
+def _fake_backward(dout, qkv, out, lse, num_heads, scale, backend):
+    return qkv.new_empty(qkv.shape)
+
+
+def _flops_forward(qkv_shape, *args, **kwargs) -> int:
+    """Two products of N x N x D per frame and head."""
+    *lead, tokens, channels = qkv_shape
+    return 2 * 2 * torch.Size(lead).numel() * tokens * tokens * (channels // 3)
+
+
+def _flops_backward(dout_shape, qkv_shape, *args, **kwargs) -> int:
+    """Five products, the scores' once more among them, as PyTorch counts its own attention."""
+    return _flops_forward(qkv_shape) * 5 // 2
+
+
+_forward = _registration.define(
+    "spatial_attention_forward",
+    "(Tensor qkv, int num_heads, float scale, bool save_lse, str backend) -> (Tensor out, Tensor lse)",
+    room=__package__,
+    fake=_fake_forward,
+    flops=_flops_forward,
+)
+_backward = _registration.define(
+    "spatial_attention_backward",
+    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, int num_heads, float scale, str backend) -> Tensor",
+    room=__package__,
+    fake=_fake_backward,
+    flops=_flops_backward,
+)
+
+
+class _SpatialAttention(torch.autograd.Function):
+    """Forward saves qkv, its output and the log-sum-exp of every query's scores."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(qkv, num_heads, scale, backend):
+        return _forward(qkv, num_heads, scale, True, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        qkv, *settings = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.settings = settings
+
+    @staticmethod
+    @_registration.first_derivatives_only
+    def backward(ctx: Any, dout: Tensor, _: Tensor):
+        return _backward(dout, *ctx.saved_tensors, *ctx.settings), None, None, None
