@@ -61,6 +61,11 @@ def multiprocessors(x: Tensor) -> int:
     return _properties(_index(x))[1]
 
 
+def warp_size(x: Tensor) -> int:
+    """Threads of a warp (wavefront) on the device of ``x``."""
+    return 64 if architecture(x).startswith("gfx9") else 32
+
+
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Makes the device of ``x`` current, as launches need it."""
     if x.device.type != "cuda" or torch.cuda.current_device() == _index(x):
@@ -141,9 +146,9 @@ def launch(
 
 
 class Tile(NamedTuple):
-    """Lanes of a program, frames that it holds in registers at once, warps."""
+    """Neighbouring lanes of a thread, frames that it holds in registers at once, warps of a program."""
 
-    block: int
+    vector: int
     frames: int
     warps: int
 
@@ -174,14 +179,24 @@ class Walk:
     def __init__(self, like: Tensor, lanes: int, channels: int, tile: Tile) -> None:
         self.batch, self.frames = like.shape[:2]
         self.lanes, self.channels, self.tile = lanes, channels, tile
-        (blocks,) = programs(self.batch, lanes, 1, tile.block)
+        self._warp = warp_size(like)
+        (blocks,) = programs(self.batch, lanes, 1, self.block(tile))
         segments = _schedule.gpu_segments(blocks * tile.warps, self.frames, multiprocessors(like))
         self.segment_frames = _schedule.segment_frames(self.frames, segments)
         self.segments = -(-self.frames // self.segment_frames)
 
+    def block(self, tile: Tile) -> int:
+        """Lanes of a program."""
+        return tile.vector * self._warp * tile.warps
+
+    def masked(self, tile: Tile) -> bool:
+        """Whether lanes or frames end inside a tile."""
+        return self.lanes % self.block(tile) != 0 or self.frames % tile.frames != 0
+
     def launch(self, kernel: Any, arguments: Mapping[str, Any], tile: Tile | None = None) -> None:
         """One program per segment and block of lanes."""
         tile = tile or self.tile
+        block = self.block(tile)
         shared = {
             "batches": self.batch,
             "frames": self.frames,
@@ -189,11 +204,11 @@ class Walk:
             "channels": self.channels,
             "segment_frames": self.segment_frames,
             "segments": self.segments,
-            "FLAT": is_flat(self.batch, self.lanes, tile.block),
+            "FLAT": is_flat(self.batch, self.lanes, block),
             "K": tile.frames,
-            "BLOCK": tile.block,
+            "BLOCK": block,
         }
-        grid = programs(self.batch, self.lanes, self.segments, tile.block)
+        grid = programs(self.batch, self.lanes, self.segments, block)
         launch(kernel, grid, {**arguments, **shared}, num_warps=tile.warps)
 
     def summaries(self, state: Tensor, parts: int) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,14 @@ from trecvit_kernels.ops._triton_math import advance, sigmoid
 
 
 @triton.jit
-def place(lanes, channels, batches, segments, FLAT: tl.constexpr, BLOCK: tl.constexpr):
+def place(
+    lanes, channels, batches, segments, FLAT: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr = 0
+):
     """(segment, batch, lane, row, channel, whether the lane exists) of this program's lanes, 64-bit but the channel.
 
     Neighbouring programs have neighbouring lanes. FLAT: lanes are counted through the batch, so that many examples of
     few lanes share a program, and the batch is a tile; otherwise it is a number. Tiles are divided in 32 bits.
+    VECTOR: so many neighbouring lanes go to a thread, of all tensors alike; it must divide the channels. 0: no wish.
     """
     index = tl.program_id(0).to(tl.int64)
     if FLAT:
@@ -35,20 +38,44 @@ def place(lanes, channels, batches, segments, FLAT: tl.constexpr, BLOCK: tl.cons
         local = within % lanes
         lane = local.to(tl.int64)
         row = (local // channels).to(tl.int64)
-        return segment, batch, lane, row, local % channels, first + tl.arange(0, BLOCK) < batches * lanes
+        channel = local % channels
+        if VECTOR > 0:
+            lane = tl.max_contiguous(lane, VECTOR)
+            channel = tl.max_contiguous(channel, VECTOR)
+        return segment, batch, lane, row, channel, first + tl.arange(0, BLOCK) < batches * lanes
     blocks = tl.cdiv(lanes, BLOCK)
     rest = index // blocks
     first = index % blocks * BLOCK
     within = (first % channels).to(tl.int32) + tl.arange(0, BLOCK)
     lane = first + tl.arange(0, BLOCK)
+    is_lane = lane < lanes
     row = first // channels + (within // channels).to(tl.int64)
-    return rest // batches, rest % batches, lane, row, within % channels, lane < lanes
+    channel = within % channels
+    if VECTOR > 0:
+        lane = tl.max_contiguous(lane, VECTOR)
+        channel = tl.max_contiguous(channel, VECTOR)
+    return rest // batches, rest % batches, lane, row, channel, is_lane
 
 
 @triton.jit
 def is_before(frame, left, BLOCK: tl.constexpr):
     """frame < left as a tile: the interpreter does not combine masks with scalar conditions."""
     return tl.full((BLOCK,), frame, tl.int32) < left
+
+
+# Rows of a (frames, lanes) tile whose frames lie in one thread: the compiler makes registers of them.
+
+
+@triton.jit
+def pick_row(tile, rows, k):
+    """Row k; rows numbers the rows, (K, 1)."""
+    return tl.sum(tl.where(rows == k, tile, -0.0), axis=0)  # adding -0 changes nothing, so nothing is added
+
+
+@triton.jit
+def put_row(tile, rows, k, values):
+    """The tile with row k replaced."""
+    return tl.where(rows == k, values[None, :], tile)
 
 
 @triton.jit

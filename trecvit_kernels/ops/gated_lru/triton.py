@@ -23,20 +23,19 @@ from trecvit_kernels.ops._triton import (
 )
 from trecvit_kernels.ops._triton_kernels import scan_carries, sum_rows
 from trecvit_kernels.ops._views import dense, readable
-from trecvit_kernels.ops.gated_lru._triton_kernels import (
-    backward_kernel,
-    forward_kernel,
-    summarise_backward_kernel,
-)
+from trecvit_kernels.ops.gated_lru._triton_backward import backward_kernel, summarise_backward_kernel
+from trecvit_kernels.ops.gated_lru._triton_kernels import forward_kernel
 
 
-def tile(dtype: torch.dtype, is_complex: bool, kernel: str) -> Tile:
+def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int) -> Tile:
     """Launch parameters, from registers and spills of ahead-of-time builds (docs/kernels.md); not measured."""
+    most = 1 << (frames - 1).bit_length()  # no more frames than there are
     if interpreting():
-        return Tile(1024, 16 if kernel == "backward" else 4, 1)
+        return Tile(32, min(8, most), 1)
+    narrow = dtype.itemsize == 2
     if kernel == "backward":
-        return Tile(64, 16, 2)
-    return Tile(128, 2, 2) if is_complex else Tile(256, 2, 2)
+        return Tile(2 if narrow and not is_complex else 1, min(8, most), 2)
+    return Tile(2 if is_complex else 4, min(2, most), 2)
 
 
 def _setting(
@@ -50,14 +49,28 @@ def _setting(
 ) -> tuple[Walk, dict[str, Any]]:
     """How to walk, and what all kernels are told about the parameters and resets."""
     assert not (starts and reset is not None)
-    channels = gate_x.shape[-1]
-    walk = Walk(x, gate_x[0, 0].numel(), channels, tile(x.dtype, a_imag is not None, kernel))
+    walk = Walk(
+        x, gate_x[0, 0].numel(), gate_x.shape[-1], tile(x.dtype, a_imag is not None, kernel, x.shape[1])
+    )
     return walk, {
         "a_param_ptr": a_param.contiguous(),
         "a_imag_ptr": None if a_imag is None else a_imag.contiguous(),
         "reset_ptr": None if reset is None else reset.contiguous().view(torch.uint8),
         "STARTS": starts,
     }
+
+
+def _launch(walk: Walk, kernel: Any, arguments: dict[str, Any], own: Tile | None = None) -> None:
+    """Adds how a thread's lanes lie in memory, and whether a row may lie too far for 32-bit offsets."""
+    chosen = own or walk.tile
+    rows = walk.lanes // walk.channels
+    farthest = max(step for name, step in arguments.items() if name.endswith("_stride_r"))
+    flags = {
+        "MASKED": walk.masked(chosen),
+        "VECTOR": chosen.vector if walk.channels % 16 == 0 else 0,
+        "WIDE": rows * max(farthest, 2 * walk.channels) >= 2**31,
+    }
+    walk.launch(kernel, arguments | flags, chosen)
 
 
 def gated_lru_forward(
@@ -90,7 +103,7 @@ def gated_lru_forward(
         if walk.segments > 1:
             ends, products = walk.summaries(h_last, 2 if is_complex else 1)
             summary = {"y_ptr": None, "h_last_ptr": ends, "states_ptr": None, "product_ptr": products}
-            walk.launch(forward_kernel, {**shared, **summary, "start_ptr": None, "SUMMARY": True})
+            _launch(walk, forward_kernel, {**shared, **summary, "start_ptr": None, "SUMMARY": True})
             scan_carries(ends, products, h0, channels=walk.channels, is_complex=is_complex, resets=True)
             start = ends
         results = {
@@ -99,7 +112,7 @@ def gated_lru_forward(
             "states_ptr": states if saved else None,
             "product_ptr": None,
         }
-        walk.launch(forward_kernel, {**shared, **results, "start_ptr": start, "SUMMARY": False})
+        _launch(walk, forward_kernel, {**shared, **results, "start_ptr": start, "SUMMARY": False})
     return y, h_last, states
 
 
@@ -139,8 +152,11 @@ def gated_lru_backward(
         if walk.segments > 1:
             ends, products = walk.summaries(dh0, 2 if is_complex else 1)
             summary = {"end_ptr": ends, "product_ptr": products}
-            walk.launch(
-                summarise_backward_kernel, {**shared, **summary}, tile(x.dtype, is_complex, "summary")
+            _launch(
+                walk,
+                summarise_backward_kernel,
+                {**shared, **summary},
+                tile(x.dtype, is_complex, "summary", walk.frames),
             )
             scan_carries(ends, products, carry, channels=walk.channels, is_complex=is_complex, resets=True)
             carry = ends
@@ -158,7 +174,7 @@ def gated_lru_backward(
             "CONVEX": normalizer == "convex",
             "FRAMES_PER_STATE": FRAMES_PER_STATE,
         }
-        walk.launch(backward_kernel, {**shared, **more, **strides_of(x=x, gate_x=gate_x)})
+        _launch(walk, backward_kernel, {**shared, **more, **strides_of(x=x, gate_x=gate_x)})
         sum_rows(sums, (da_param, da_imag) if is_complex else (da_param,), a_param.contiguous())
     return dx, dgate_x, dgate_a, da_param, da_imag, dh0
 

@@ -34,11 +34,11 @@ from trecvit_kernels.ops.linear_scan._triton_kernels import (
 def tile(dtype: torch.dtype, direction: str) -> Tile:
     """Launch parameters, from registers and spills of ahead-of-time builds (docs/kernels.md); not measured."""
     if interpreting():
-        return Tile(1024, 16 if direction == "backward" else 4, 1)
+        return Tile(32, 16 if direction == "backward" else 4, 1)
     wide = torch.empty(0, dtype=dtype).element_size() >= 8
     if direction == "forward":
-        return Tile(128, 2, 2) if wide else Tile(256, 4, 2)
-    return Tile(64, 16, 2) if wide else Tile(128, 16, 2)
+        return Tile(2, 2, 2) if wide else Tile(4, 4, 2)
+    return Tile(1, 16, 2) if wide else Tile(2, 16, 2)
 
 
 def _walk(tensors: tuple[Tensor, ...], direction: str) -> Walk:
