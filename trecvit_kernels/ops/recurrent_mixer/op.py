@@ -16,7 +16,7 @@ from trecvit_kernels.ops.gated_lru.reference import first_step_resets
 from trecvit_kernels.ops.recurrent_mixer import reference
 
 NAME = "recurrent_mixer"
-BACKENDS = ("reference", "native")
+BACKENDS = ("reference", "native", "triton")
 
 
 def recurrent_mixer(
@@ -50,7 +50,7 @@ def recurrent_mixer(
         state: (h, tail) from a former call: h (B, \*lanes, C) in the state dtype, tail (B, K-1, \*lanes, C), the last
             frames of u, oldest first. None starts a sequence, unless ``reset`` is given.
         reset: bool (B, T), as in ``gated_lru``; the convolution does not read across a reset either.
-        backend: ``"reference"``, ``"native"`` or None (see ``trecvit_kernels.backends``).
+        backend: ``"reference"``, ``"native"``, ``"triton"`` or None (see ``trecvit_kernels.backends``).
 
     Returns:
         z like ``u`` and the state after the last frame. In the tail, frames before the last reset are zero. All
@@ -285,6 +285,7 @@ class _RecurrentMixer(torch.autograd.Function):
         ctx.settings = (starts, backend)
 
     @staticmethod
+    @_registration.first_derivatives_only
     def backward(ctx: Any, dz: Tensor, dh_last: Tensor, _: Tensor):
         *tensors, states = ctx.saved_tensors
         starts, backend = ctx.settings
