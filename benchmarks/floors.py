@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.timing import Work
 from trecvit_kernels import TRecViT
-from trecvit_kernels.ops.linear import native as linear
+from trecvit_kernels.ops.linear.native import linear_forward
 
 _MATMUL = 2048
 
@@ -85,7 +85,7 @@ class ModelFloor:
 
     def _multiply(self, a: Tensor, b: Tensor, role: str) -> None:
         if self.onednn:
-            linear.linear_forward(a, b.t(), None)
+            linear_forward(a, b.t(), None)
         else:
             torch.mm(a, b, out=self._buffer(role, a.shape[0], b.shape[1]))
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from trecvit_kernels import _native
 
@@ -46,7 +45,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if not _ENABLED or bytes_ < _LEAST_BYTES:
         return torch.empty(tuple(shape), dtype=dtype)
     x = torch.utils.dlpack.from_dlpack(_native.empty(list(shape), *_DLPACK_TYPES[dtype]))
-    if torch.are_deterministic_algorithms_enabled() and deterministic.fill_uninitialized_memory:
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fills and torch.are_deterministic_algorithms_enabled():
         x.fill_(torch.nan)  # as torch.empty does
     return x
 

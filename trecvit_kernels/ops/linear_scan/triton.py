@@ -109,7 +109,12 @@ def linear_scan_backward(
     dh, a, b = _with_lanes(dh), _with_lanes(a), _with_lanes(b)
     h0, carry = _real(dense(h0, dh_last.dtype)), _real(dense(dh_last, dh_last.dtype))
     walk = _walk((a, b, dh), "backward")
-    shared = {"dh_ptr": _real(dh), "a_ptr": _real(a), "REVERSE": reverse, "COMPLEX": a.is_complex()}
+    shared: dict[str, Any] = {
+        "dh_ptr": _real(dh),
+        "a_ptr": _real(a),
+        "REVERSE": reverse,
+        "COMPLEX": a.is_complex(),
+    }
     shared |= strides_of(dh=dh, a=a)
     with on_device_of(a):
         if walk.segments > 1:

@@ -13,8 +13,8 @@ from trecvit_kernels.ops._native import DTYPE_CODES, dense, empty, pointer, thre
 def rms_norm_forward(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     y = empty(x.shape, dtype=x.dtype)
     if x.numel():
-        x, scale = x.contiguous(), dense(scale, state_dtype(x.dtype))
-        _native.rms_norm_forward(*_sizes(x, eps), pointer(x), pointer(scale), pointer(y))
+        x, wide = x.contiguous(), dense(scale, state_dtype(x.dtype))
+        _native.rms_norm_forward(*_sizes(x, eps), pointer(x), pointer(wide), pointer(y))
     return y
 
 
@@ -22,9 +22,9 @@ def rms_norm_backward(dy: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple
     """Gradients of x and scale, the latter in the state dtype."""
     dx, dscale = empty(x.shape, dtype=x.dtype), torch.zeros(scale.shape, dtype=state_dtype(x.dtype))
     if x.numel():
-        dy, x, scale = dy.contiguous(), x.contiguous(), dense(scale, dscale.dtype)
+        dy, x, wide = dy.contiguous(), x.contiguous(), dense(scale, dscale.dtype)
         _native.rms_norm_backward(
-            *_sizes(x, eps), pointer(x), pointer(scale), pointer(dy), pointer(dx), pointer(dscale)
+            *_sizes(x, eps), pointer(x), pointer(wide), pointer(dy), pointer(dx), pointer(dscale)
         )
     return dx, dscale
 
