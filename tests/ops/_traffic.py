@@ -26,6 +26,11 @@ class Memory:
         self.loads, self.stores = (np.zeros(len(self.storage) // self.itemsize, np.int64) for _ in range(2))
 
     @property
+    def size(self) -> int:
+        """Bytes of the allocation."""
+        return len(self.storage)
+
+    @property
     def read(self) -> int:
         """Bytes read, an element as often as it was read."""
         return int(self.loads.sum()) * self.itemsize
