@@ -1,6 +1,8 @@
 # make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
-# make test                linters, type checker, sanitizers, Triton kernels in the interpreter, tests
-# make lint | sanitize | interpret | bench | clean
+# make test                linters, type checker, sanitizers, tests; Triton's interpreter on the cases named in CASES
+# make interpret CASES=    every case and test of the Triton kernels in the interpreter (more than 20 minutes)
+# make aot                 every Triton kernel compiled for five GPU architectures, spills refused (minutes)
+# make lint | sanitize | bench | clean
 #
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
@@ -15,13 +17,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 SANITIZED := build/sanitized
+CASES ?= video-real or video-f32 or video-c64 or resets-real-f32 or one-frame or patches or odd
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
 JOBS ?= auto
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadgroup
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test lint sanitize interpret bench clean
+.PHONY: demo test lint sanitize interpret aot bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.native
@@ -48,7 +51,10 @@ sanitize: $(VENV)/.native
 
 # Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
 interpret: $(VENV)/.native
-	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider tests/ops --backend triton
+	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton $(if $(CASES),tests/ops/test_values.py -k "$(CASES)",tests/ops)
+
+aot: $(VENV)/.native
+	TRECVIT_AOT=1 $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py
 
 bench: $(VENV)/.native
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trecvit_kernels import backends
 
+if not os.environ.get("TRECVIT_AOT"):
+    pytest.skip("takes many minutes; `make aot` runs it", allow_module_level=True)
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 if backends.interpreted():
