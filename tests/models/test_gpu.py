@@ -32,11 +32,9 @@ def _exact(model: tk.TRecViT) -> tk.TRecViT:
 
 
 @pytest.mark.parametrize("complex_lru", (False, True), ids=("real", "complex"))
-@pytest.mark.parametrize(
-    "dtype,tolerance", ((torch.float32, 2e-4), (torch.bfloat16, 6e-2)), ids=("f32", "bf16")
-)
-def test_values_and_gradients(dtype: torch.dtype, tolerance: float, complex_lru: bool) -> None:
-    """Logits and the gradients of all parameters against the CPU's reference in float64."""
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("f32", "bf16"))
+def test_values_and_gradients(dtype: torch.dtype, complex_lru: bool) -> None:
+    """Logits and the gradients of all parameters: the worst error is at most twice that of the reference on the CPU."""
     model, video = _model(dtype, complex_lru=complex_lru), _video(18, dtype)
     target = torch.tensor([3, 7])
 
@@ -52,11 +50,16 @@ def test_values_and_gradients(dtype: torch.dtype, tolerance: float, complex_lru:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = previous
     with backends.use("reference"):
-        expected = gradients(_exact(model), video.cpu().double())
-    names = ["logits", *(name for name, _ in model.named_parameters())]
-    for name, one, other in zip(names, got, expected, strict=True):
-        share = (one.cpu().double() - other).abs().max() / other.abs().max()
-        assert share <= tolerance, f"{name}: off by {share:.1e} of the largest value"
+        exact = gradients(_exact(model), video.cpu().double())
+        reference = gradients(_exact(model).to(dtype), video.cpu())
+
+    def worst(found: list[torch.Tensor]) -> float:
+        return max(
+            ((f.cpu().double() - e).abs().max() / e.abs().max()).item()
+            for f, e in zip(found, exact, strict=True)
+        )
+
+    assert worst(got) <= 2 * worst(reference) + 16 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("f32", "bf16"))
