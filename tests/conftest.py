@@ -15,10 +15,11 @@ from trecvit_kernels import backends
 from .ops._suite import OPS, device_of, untested
 
 if backends.interpreted():
-    from .ops._interpreter import leave_equal_shapes_alone, patch_language_once_a_launch
+    from .ops._interpreter import broadcast_with_numpy, describe_types_once, patch_language_once_a_launch
 
     patch_language_once_a_launch()
-    leave_equal_shapes_alone()
+    broadcast_with_numpy()
+    describe_types_once()
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SUITE = _ROOT / "tests" / "ops"

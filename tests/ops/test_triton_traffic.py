@@ -49,7 +49,7 @@ _SCRATCH = {"serial": 0.15, "chunked": 0.25}  # of x's bytes, the largest that i
 # The mixer's distance from its floor. Complex heads read u for their products and for their recurrence. The backward
 # pass is two kernels: the first hands the gradients of the convolution and of both gates to the second through memory,
 # which with u read by both makes 12 tensors of u's size instead of 5.
-_MIXER = {"forward-real": 1.2, "forward-complex": 1.55, "backward-real": 2.85, "backward-complex": 2.75}
+_MIXER = {"forward-real": 1.2, "forward-complex": 1.6, "backward-real": 2.85, "backward-complex": 2.75}
 
 
 def _run(op, inputs, schedule):
@@ -140,9 +140,9 @@ def test_mixer_stays_at_its_distance_from_the_floor(kind):
         )
         floor = _floor(op, case, direction)
         assert moved <= _MIXER[f"{direction}-{kind}"] * floor, f"{direction}: {moved / floor} of the floor"
-        if direction == "forward":  # one pass: nothing as large as u but u, v and z
+        if direction == "forward":  # one pass: nothing as large as u but u, v and z; float32 states are the next
             others = [m for m in traffic.memories.values() if not any(m.of(t) for t in (*read, *written))]
-            assert all(4 * memory.size < large for memory in others)
+            assert all(2 * memory.size < large for memory in others)
 
 
 @pytest.mark.parametrize("schedule", _schedule.SCHEDULES)

@@ -17,9 +17,9 @@ SCHEDULES = ("serial", "chunked")
 _forced: str | None = None
 
 
-def saved_states(frames: int) -> int:
+def saved_states(frames: int, frames_per_state: int = FRAMES_PER_STATE) -> int:
     """Number of states that the forward pass saves for the backward: one before every chunk but the first."""
-    return (frames - 1) // FRAMES_PER_STATE
+    return (frames - 1) // frames_per_state
 
 
 def segments(batch: int, lanes: int, frames: int, threads: int) -> int:

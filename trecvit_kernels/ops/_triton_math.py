@@ -60,8 +60,10 @@ def decay_and_gap(t):
         x = t * LN2
         a = tl.exp(x)
         gap = 1.0 - a
-        # Kahan's expm1: the error of exp drops out of the quotient.
-        quotient = tl.where((gap > 0.0) & (a > 0.0), gap / tl.log(a) * x, gap)
+        # Kahan's expm1: the error of exp drops out of the quotient. Far from 1 there is no cancellation, and a
+        # denormal a, known to few digits, has no good logarithm.
+        is_near = (gap > 0.0) & (a > 0.25)
+        quotient = tl.where(is_near, gap / tl.log(tl.where(is_near, a, 0.5)) * x, gap)
         return a, tl.where(a == 1.0, -x, quotient)
     # Minimax on [-1/2, 0] to 1.3e-8. The polynomial serves both: many steps near |a| = 1 would add up the bias that
     # the hardware's 2^t may have.

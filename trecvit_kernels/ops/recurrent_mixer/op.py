@@ -11,7 +11,7 @@ from trecvit_kernels import backends
 from trecvit_kernels._checks import check_dtype, check_like, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
-from trecvit_kernels.ops._schedule import saved_states
+from trecvit_kernels.ops._schedule import FRAMES_PER_STATE, saved_states
 from trecvit_kernels.ops.gated_lru.reference import first_step_resets
 from trecvit_kernels.ops.recurrent_mixer import reference
 
@@ -202,10 +202,17 @@ _INPUTS = (
 )
 
 
+def frames_per_state(backend: str, is_complex: bool) -> int:
+    """One state is saved for so many frames. Triton's backward unrolls them: more would not fit into registers."""
+    if backend != "triton":
+        return FRAMES_PER_STATE
+    return 4 if is_complex else 8
+
+
 def _fake_forward(u, v, *args):
-    *_, save_states, _backend = args
+    *_, a_imag, _h0, _tail, _reset, _starts, save_states, backend = args
     state = u.new_empty((u.shape[0], *u.shape[2:]), dtype=state_dtype(u.dtype))
-    saved = saved_states(u.shape[1]) if save_states else 0
+    saved = saved_states(u.shape[1], frames_per_state(backend, a_imag is not None)) if save_states else 0
     return u.new_empty(u.shape), state, state.new_empty((u.shape[0], saved, *u.shape[2:]))
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._dtypes import state_dtype
-from trecvit_kernels.ops._schedule import FRAMES_PER_STATE
 from trecvit_kernels.ops._triton import (
     Variant,
     interpreting,
@@ -27,6 +26,7 @@ from trecvit_kernels.ops._views import dense, readable
 from trecvit_kernels.ops.recurrent_mixer._triton_kernels import forward_kernel
 from trecvit_kernels.ops.recurrent_mixer._triton_recurrence import recurrence_kernel
 from trecvit_kernels.ops.recurrent_mixer._triton_weights import weights_kernel
+from trecvit_kernels.ops.recurrent_mixer.op import frames_per_state
 
 
 class Tile(NamedTuple):
@@ -54,13 +54,14 @@ def forward_tile(dtype: torch.dtype, width: int, gates: int, frames: int, tubes:
 
 def recurrence_tile(dtype: torch.dtype, width: int, gates: int, frames: int, tubes: int) -> Tile:
     """For the backward pass through the recurrence. A step is what lies between two saved states."""
+    is_complex = gates < width
     width, gates = power_of_two(width), power_of_two(gates)
-    step = min(FRAMES_PER_STATE, 1 << (frames - 1).bit_length())
+    step = min(frames_per_state("triton", is_complex), 1 << (frames - 1).bit_length())
     if interpreting():
         return Tile(min(power_of_two(tubes), 1024), step, gates, 1)
     if dtype.itemsize > 2:
-        return Tile(max(1, 16 // step), step, min(gates, 64), 8)
-    return Tile(64 // step, step, min(gates, 128 if width <= 128 else 64), 8 if width > 64 else 4)
+        return Tile(max(1, 16 // step), step, min(gates, 16 if is_complex else 64), 8)
+    return Tile(32 // step, step, min(gates, 128 if width <= 128 else 64), 8 if width > 64 else 4)
 
 
 class WeightsTile(NamedTuple):
@@ -81,11 +82,11 @@ def weights_tile(dtype: torch.dtype, width: int, gates: int, frames: int, tubes:
     channels = min(width, max(16, 64 * 128 // gates), 64)
     if dtype.itemsize > 2:
         return WeightsTile(max(1, 16 // step), step, min(channels, 32), 8)
-    return WeightsTile(64 // step, step, channels, 8)
+    return WeightsTile((64 if gates <= 128 else 32) // step, step, channels, 8)
 
 
 _PROGRAMS_PER_MULTIPROCESSOR = 2
-_FRAMES_AHEAD = 4  # by which the backward pass loads v and dz early
+_FRAMES_AHEAD = 2  # by which the backward pass loads v and dz early
 
 
 def programs_for(tiles: int, blocks: int, processors: int) -> int:
@@ -204,7 +205,8 @@ def recurrent_mixer_forward(
     """z, h_last and the saved states (B, saved, *lanes, C)."""
     z = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     h_last = torch.empty((u.shape[0], *u.shape[2:]), dtype=state_dtype(u.dtype), device=u.device)
-    saved = _schedule.saved_states(u.shape[1]) if save_states else 0
+    spacing = frames_per_state("triton", a_imag is not None)
+    saved = _schedule.saved_states(u.shape[1], spacing) if save_states else 0
     states = torch.empty((u.shape[0], saved, *u.shape[2:]), dtype=h_last.dtype, device=u.device)
     if z.numel() == 0:
         return z, h_last, states
@@ -221,7 +223,7 @@ def recurrent_mixer_forward(
             h_last_ptr=h_last,
             states_ptr=states if saved else None,
             saved=saved,
-            FRAMES_PER_STATE=FRAMES_PER_STATE,
+            FRAMES_PER_STATE=spacing,
             BLOCK_N=tile.tubes,
             BLOCK_K=power_of_two(call.width),
             BLOCK_G=tile.gates,
