@@ -1,8 +1,7 @@
 # make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
-# make test                linters, type checker, sanitizers, tests; Triton's interpreter on the cases named in CASES
-# make interpret CASES=    every case and test of the Triton kernels in the interpreter (more than 20 minutes)
-# make aot                 every Triton kernel compiled for five GPU architectures, spills refused (minutes)
-# make lint | sanitize | bench | clean
+# make test                linters, type checker, sanitizers, the Triton kernels interpreted and compiled, tests
+# make aot                 every Triton kernel compiled for five GPU architectures (make test: for sm_90 alone)
+# make lint | sanitize | interpret | bench | clean
 #
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
@@ -17,7 +16,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 SANITIZED := build/sanitized
-CASES ?= video-real or video-f32 or video-c64 or resets-real-f32 or one-frame or patches or odd
+# Tests of the op suite that the Triton kernels run in its interpreter: every case, hostile inputs, chunks, traffic. What
+# is about PyTorch (tracing, transforms) or takes hours there (gradcheck) runs on a GPU.
+INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
+    triton_traffic.py)
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
 JOBS ?= auto
@@ -46,15 +48,15 @@ sanitize: $(VENV)/.native
 	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/cmake
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
-	TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
+	TRECVIT_EXAMPLES=15 TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
 	$(pytest) $(PARALLEL) -q --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
 
 # Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
 interpret: $(VENV)/.native
-	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton $(if $(CASES),tests/ops/test_values.py -k "$(CASES)",tests/ops)
+	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton $(INTERPRETED)
 
 aot: $(VENV)/.native
-	TRECVIT_AOT=1 $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py
+	TRECVIT_AOT=all $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py
 
 bench: $(VENV)/.native
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import itertools
 import multiprocessing
@@ -142,6 +143,15 @@ def _start_worker(cache: str) -> None:
 # The page
 
 
+def sources() -> str:
+    """A short digest of everything that decides what is compiled: kernels, launch tables, lists of variants."""
+    folder = Path(trecvit_kernels.__file__).parent / "ops"
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("_triton*.py"), *folder.glob("*/*triton*.py")]):
+        digest.update(f"{file.relative_to(folder)}\n{file.read_text()}".encode())
+    return digest.hexdigest()[:16]
+
+
 def cell(reading: Reading | None) -> str:
     """registers · shared memory · spilled"""
     if reading is None:
@@ -154,7 +164,8 @@ def cell(reading: Reading | None) -> str:
 def tables(found: Iterable[Reading], architectures: Sequence[str], tools: str) -> str:
     """What stands between the markers."""
     found = list(found)
-    lines = [BEGIN, f"Written by `python -m benchmarks.kernels --write docs/kernels.md`, with {tools}."]
+    command = "`python -m benchmarks.kernels --write docs/kernels.md`"
+    lines = [BEGIN, f"Written by {command}, with {tools}, from sources {sources()}."]
     for op in dict.fromkeys(reading.op for reading in found):
         own = [reading for reading in found if reading.op == op]
         lines += ["", f"### {op}", "", f"| variant | warps | stages | {' | '.join(architectures)} |"]

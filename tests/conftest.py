@@ -57,20 +57,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Narrow down to ``--backend``; with pytest-xdist (``-n 2 --dist loadgroup``) say what belongs together.
 
     What shares something expensive shares a process: the truth of a case, which is computed once per process, and
-    the fixtures of a file.
+    the fixtures of a file. Tests over op and backend that choose their own cases run anywhere.
     """
     if (backend := config.option.backend) is not None:
         chosen = [item for item in items if backend in (_params(item).get("backend"), _about(item))]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
-    if getattr(config.option, "dist", "no") != "loadgroup":
+    if not getattr(config.option, "loadgroup", False):  # what xdist makes of --dist in its workers
         return
     for item in items:
-        if item.get_closest_marker("spread"):
-            continue
         params = _params(item)
-        case = f"{params['op']}-{params['case'].name}" if {"op", "case"} <= params.keys() else None
-        item.add_marker(pytest.mark.xdist_group(case or item.nodeid.split("::")[0]))
+        if "op" in params and "case" in params:
+            item.add_marker(pytest.mark.xdist_group(f"{params['op'].name}-{params['case'].name}"))
+        elif "op" not in params and not item.get_closest_marker("spread"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 def _about(item: pytest.Item) -> str | None:

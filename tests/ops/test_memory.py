@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import trecvit_kernels.accounting  # noqa: F401  (registers flop formulas)
-from trecvit_kernels.ops import _schedule
 from trecvit_kernels.ops._dtypes import state_dtype
 
 from ._suite import leaves, map_tensors, on

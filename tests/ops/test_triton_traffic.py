@@ -140,7 +140,9 @@ def test_mixer_stays_at_its_distance_from_the_floor(kind):
         )
         floor = _floor(op, case, direction)
         assert moved <= _MIXER[f"{direction}-{kind}"] * floor, f"{direction}: {moved / floor} of the floor"
-        if direction == "forward":  # one pass: nothing as large as u but u, v and z; float32 states are the next
+        if (
+            direction == "forward"
+        ):  # one pass: nothing as large as u but u, v and z; float32 states are the next
             others = [m for m in traffic.memories.values() if not any(m.of(t) for t in (*read, *written))]
             assert all(2 * memory.size < large for memory in others)
 

@@ -16,6 +16,7 @@ from trecvit_kernels.models import pretrained
 from trecvit_kernels.models.config import TRecViTConfig
 from trecvit_kernels.models.state import TRecViTState
 from trecvit_kernels.models.trecvit import TRecViT
+from trecvit_kernels.modules.linear import PackedWeights
 
 _FORMAT = "trecvit_kernels.stream.1"
 _WARM_UP_STEPS = 3
@@ -25,7 +26,8 @@ class Stream:
     """Predictions for a video that arrives frame by frame; memory and time per frame are constant.
 
     The model runs without gradients, as it is: call ``model.eval()`` first if it has dropout. Weights may not
-    be replaced or moved while the stream lives.
+    be replaced or moved while the stream lives. On a CPU a bfloat16 model's linear weights are copied once into
+    the layout that the products want, which takes as much memory as the weights.
 
     On a CUDA model the step is captured as a CUDA graph at the second frame and replayed from then on: static
     buffers for frame, state and logits, the state updated in place inside the graph. **This path has not been
@@ -56,6 +58,8 @@ class Stream:
         self.model, self.batch_size = model, batch_size
         self._use_graph = cuda_graph is not False and device.type == "cuda"
         self._state = model.init_state(batch_size)
+        rows = batch_size * model.config.tokens
+        self._packed = PackedWeights(model, rows)
         self._frame_like: tuple[torch.Size, torch.dtype] | None = None
         self._graphed: _GraphedStep | None = None
 
@@ -94,7 +98,8 @@ class Stream:
             )
         self._frame_like = like
         if not self._use_graph or self._state.frames == 0:
-            logits, self._state = self.model.step(frame, self._state)
+            with self._packed.used():
+                logits, self._state = self.model.step(frame, self._state)
             return logits
         if self._graphed is None or not self._graphed.fits(frame):
             self._graphed = _GraphedStep(self.model, frame, self._state)

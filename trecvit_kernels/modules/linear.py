@@ -2,13 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from trecvit_kernels.ops.linear.op import linear_unchecked
+from trecvit_kernels import backends
+from trecvit_kernels.ops.linear import native
+from trecvit_kernels.ops.linear.op import BACKENDS, NAME, linear_unchecked
+
+
+class _Packed(NamedTuple):
+    copy: Tensor
+    weight: Tensor
+    version: int  # of the weight when it was copied
+
+    def is_current(self, weight: Tensor) -> bool:
+        return weight is self.weight and weight._version == self.version
+
+
+_PACKED: ContextVar[Mapping[nn.Module, _Packed] | None] = ContextVar("packed_weights", default=None)
 
 
 class Linear(nn.Linear):
     """``nn.Linear`` (same parameters, names and initialisation) computed by ``ops/linear``: (..., in) -> (..., out)."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (known := _PACKED.get()) is not None:
+            packed = known.get(self)
+            if packed is not None and packed.is_current(self.weight) and input.dtype == packed.weight.dtype:
+                rows = input.reshape(-1, self.in_features)
+                y = native.linear_forward(rows, packed.copy, self.bias)
+                return y.view(*input.shape[:-1], self.out_features)
         return linear_unchecked(input, self.weight, self.bias)
+
+
+class PackedWeights:
+    """Copies of a model's linear weights in the layout of the CPU's matrix products, for many calls of ``rows`` rows.
+
+    They take the place of the weights inside ``with packed.used():``, without gradients and with the same results,
+    unless a weight has changed since, autocast is on or the native backend is not the one in use. There are none on
+    other devices, and only of bfloat16 weights: in float32 they gain too little for their memory.
+    """
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        self._copies: dict[nn.Module, _Packed] = {}
+        for module in model.modules():
+            if not isinstance(module, Linear):
+                continue
+            weight = module.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not weight.is_inference():
+                copy = native.pack(weight, rows)
+                if copy is not None:
+                    self._copies[module] = _Packed(copy, weight, weight._version)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        usable = self._copies and not torch.is_autocast_enabled("cpu")
+        if not usable or backends.select(NAME, None, "cpu", BACKENDS) != "native":
+            yield
+            return
+        token = _PACKED.set(self._copies)
+        try:
+            yield
+        finally:
+            _PACKED.reset(token)

@@ -123,7 +123,7 @@ def _cases() -> list[Case]:
                 Case(f"start-{name}", 2, 17, (3,), 32, dtype, is_complex, h0=False),
                 Case(f"resets-{name}", 2, 40, (2,), 12, dtype, is_complex, reset="random"),
                 Case(f"convex-{name}", 1, 35, (3,), 16, dtype, is_complex, normalizer="convex", h0=False),
-                Case(f"near-one-{name}", 1, 300, (2,), 8, dtype, is_complex, decay="near_one"),
+                Case(f"near-one-{name}", 1, 130, (2,), 8, dtype, is_complex, decay="near_one"),
                 Case(f"saturated-{name}", 1, 24, (4,), 16, dtype, is_complex, gates="saturated"),
             ]
     for kind, is_complex in (("real", False), ("complex", True)):

@@ -27,14 +27,14 @@ from trecvit_kernels.ops.gated_lru._triton_backward import backward_kernel, summ
 from trecvit_kernels.ops.gated_lru._triton_kernels import forward_kernel
 
 
-def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int) -> Tile:
+def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int, resets: bool = False) -> Tile:
     """Launch parameters, from registers and spills of ahead-of-time builds (docs/kernels.md); not measured."""
     most = 1 << (frames - 1).bit_length()  # no more frames than there are
     if interpreting():
         return Tile(32, min(8, most), 1)
     narrow = dtype.itemsize == 2
     if kernel == "backward":
-        return Tile(2 if narrow and not is_complex else 1, min(8, most), 2)
+        return Tile(2 if narrow and not is_complex and not resets else 1, min(8, most), 2)
     return Tile(2 if is_complex else 4, min(2, most), 2)
 
 
@@ -49,9 +49,8 @@ def _setting(
 ) -> tuple[Walk, dict[str, Any]]:
     """How to walk, and what all kernels are told about the parameters and resets."""
     assert not (starts and reset is not None)
-    walk = Walk(
-        x, gate_x[0, 0].numel(), gate_x.shape[-1], tile(x.dtype, a_imag is not None, kernel, x.shape[1])
-    )
+    chosen = tile(x.dtype, a_imag is not None, kernel, x.shape[1], reset is not None)
+    walk = Walk(x, gate_x[0, 0].numel(), gate_x.shape[-1], chosen)
     return walk, {
         "a_param_ptr": a_param.contiguous(),
         "a_imag_ptr": None if a_imag is None else a_imag.contiguous(),

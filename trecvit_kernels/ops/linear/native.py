@@ -29,3 +29,13 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.numel() == 0 or weight.numel() == 0 or not has_onednn(x.dtype):
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def pack(weight: Tensor, rows: int) -> Tensor | None:
+    """A copy of weight (out, in), for ``linear_forward``, in the layout that oneDNN wants for ``rows`` rows of x.
+
+    None where oneDNN would not be used. Without it every call brings the weight into that layout anew.
+    """
+    if weight.numel() == 0 or not has_onednn(weight.dtype):
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)

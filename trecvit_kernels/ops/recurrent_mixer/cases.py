@@ -106,7 +106,7 @@ def _cases() -> list[Case]:
     for kind, is_complex in (("real", False), ("complex", True)):
         c = {"complex": is_complex}
         cases += [
-            Case(f"near-one-{kind}", 1, 150, (2,), 8, decay="near_one", **c),
+            Case(f"near-one-{kind}", 1, 90, (2,), 8, decay="near_one", **c),
             Case(f"saturated-{kind}", 1, 24, (4,), 16, gates="saturated", **c),
             Case(f"one-frame-{kind}", 3, 1, (4,), 8, **c),
             Case(f"one-frame-start-{kind}", 3, 1, (4,), 8, state=False, **c),
@@ -118,7 +118,7 @@ def _cases() -> list[Case]:
             Case(f"one-head-{kind}", 2, 18, (3,), 10, heads=1, **c),
             Case(f"odd-{kind}", 3, 17, (7,), 78 if is_complex else 39, heads=3, **c),
             Case(f"deep-lanes-{kind}", 2, 18, (3, 2), 8, **c),
-            Case(f"no-lanes-{kind}", 2, 130, (), 8, **c),
+            Case(f"no-lanes-{kind}", 2, 70, (), 8, **c),
             Case(f"reset-last-{kind}", 2, 33, (2,), 8, reset="last", **c),
             Case(f"reset-chunks-{kind}", 2, 49, (2,), 8, reset="chunks", **c),
             Case(f"reset-no-state-{kind}", 2, 20, (2,), 8, reset="random", state=False, **c),
