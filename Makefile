@@ -23,7 +23,7 @@ INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
 JOBS ?= auto
-PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadgroup
+PARALLEL := -n $(JOBS) --maxprocesses 8
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test lint sanitize interpret aot bench clean
@@ -53,7 +53,7 @@ sanitize: $(VENV)/.native
 
 # Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
 interpret: $(VENV)/.native
-	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton $(INTERPRETED)
+	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton -m "not same_for_kernels" $(INTERPRETED)
 
 aot: $(VENV)/.native
 	TRECVIT_AOT=all $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py

@@ -121,7 +121,7 @@ require_gpu() {
 build() { "$PYTHON" setup.py --quiet build_ext --inplace; }
 
 # The extension's package test needs the package index; everything else runs.
-SUITE=(-q -p no:cacheprovider -rf --ignore tests/test_package.py --dist loadgroup --maxprocesses 16)
+SUITE=(-q -p no:cacheprovider -rf --ignore tests/test_package.py --maxprocesses 16)
 
 # Small cases that reach every kernel, both schedules, real and complex, 16 and 32 bits, masked edges, strided views.
 REDUCED="one-frame or video-real-bf16 or video-complex-f32 or video-c64 or video-f32 or video-bf16 or odd or sliced"

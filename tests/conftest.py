@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ if backends.interpreted():
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SUITE = _ROOT / "tests" / "ops"
+_SPREAD = "test_triton_aot.py"  # its tests share nothing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "reference_only: parametrise over the reference backend alone",
         "large: offsets beyond 2^31 elements (address space rather than memory)",
         "sanitize: hostile inputs that also run under AddressSanitizer and UBSan (make sanitize)",
-        "spread: shares nothing with its file: with pytest-xdist it may run in any process",
+        "early: takes so long that it should start first",
+        "same_for_kernels: about the code around the kernels; left out where they are interpreted",
         "slow: takes more than a few seconds",
     ):
         config.addinivalue_line("markers", line)
@@ -54,23 +57,33 @@ def _params(item: pytest.Item) -> dict[str, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Narrow down to ``--backend``; with pytest-xdist (``-n 2 --dist loadgroup``) say what belongs together.
-
-    What shares something expensive shares a process: the truth of a case, which is computed once per process, and
-    the fixtures of a file. Tests over op and backend that choose their own cases run anywhere.
-    """
+    """Narrow down to ``--backend``; what takes longest comes first, so that no process is left alone with it."""
     if (backend := config.option.backend) is not None:
         chosen = [item for item in items if backend in (_params(item).get("backend"), _about(item))]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
-    if not getattr(config.option, "loadgroup", False):  # what xdist makes of --dist in its workers
-        return
-    for item in items:
-        params = _params(item)
-        if "op" in params and "case" in params:
-            item.add_marker(pytest.mark.xdist_group(f"{params['op'].name}-{params['case'].name}"))
-        elif "op" not in params and not item.get_closest_marker("spread"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist, what shares something expensive shares a process.
+
+    That is the truth of a case, which is computed once per process, and the fixtures of a file. Other tests over op and
+    backend run anywhere. (xdist's own ``loadgroup`` does the same by markers, but not under pytest 9.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            found = re.search(rf"\[({'|'.join(OPS)})-[^-]+(-.+)?\]", test)
+            if found is None and not file.endswith(_SPREAD):
+                return file
+            return f"{found[1]}{found[2]}" if found and found[2] else nodeid
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 def _about(item: pytest.Item) -> str | None:

@@ -22,7 +22,10 @@ import trecvit_kernels
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = {"x86_64": ["baseline", "avx2", "avx512"], "aarch64": ["neon"]}.get(platform.machine(), ["baseline"])
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files with binutils")
+pytestmark = [
+    pytest.mark.early,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files with binutils"),
+]
 
 
 def run(command: Sequence[object], cwd: Path, **environment: str) -> str:

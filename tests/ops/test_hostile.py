@@ -129,6 +129,7 @@ def test_inputs_stay_untouched_and_outputs_own_their_memory(op, backend, device)
 # Gradients
 
 
+@pytest.mark.same_for_kernels
 @pytest.mark.kernels_only
 def test_awkward_output_gradients(op, backend, device):
     """Gradients of the outputs that are expanded (y.sum().backward()), transposed, slices."""
@@ -147,6 +148,7 @@ def test_awkward_output_gradients(op, backend, device):
         assert_matches(run(op, inputs, backend, ones), expected, f"{name} expanded")
 
 
+@pytest.mark.same_for_kernels
 @pytest.mark.ops(*RECURRENT)
 def test_one_output_used(op, backend, device):
     """Only y, or only h_last, has a gradient: as if the others' were zero."""
@@ -167,6 +169,7 @@ def test_one_output_used(op, backend, device):
                 assert gradient.equal(value), f"{name} {used}: gradient of {key}"
 
 
+@pytest.mark.same_for_kernels
 @pytest.mark.kernels_only
 def test_one_input_requires_grad(op, backend, device):
     for name, inputs, cotangents in _ordinary(op, device):

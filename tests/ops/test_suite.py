@@ -71,7 +71,7 @@ def _xdist():
         ("sdpa", ("--ignore=tests/models",)),
         pytest.param(
             "sdpa",
-            ("-n", "2", "--dist", "loadgroup"),
+            ("-n", "2"),
             marks=pytest.mark.skipif(not _xdist(), reason="pytest-xdist is not installed"),
         ),
     ),

@@ -47,7 +47,6 @@ def _own_cache(tmp_path_factory):
     patch.undo()
 
 
-@pytest.mark.spread
 @pytest.mark.parametrize("op,arch,index", list(_variants()))
 def test_compiles(op, arch, index):
     reading = kernels.compile_one(op, arch, index)
