@@ -81,13 +81,14 @@ def write_report(
         Path | None, typer.Argument(help="Result file; the newest in benchmarks/results.")
     ] = None,
 ) -> None:
-    """Rewrite the measured table of README.md from a committed result file."""
+    """Rewrite the measured tables of README.md and docs/benchmarks.md from a committed result file."""
     try:
         path = file or report.newest()
-        changed = report.rewrite(report.README, path)
+        changed = {page.name: report.rewrite(page, path) for page in (report.README, report.PAGE)}
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    typer.echo(f"{report.README.name} {'updated' if changed else 'is up to date'} from {path.name}")
+    for page, different in changed.items():
+        typer.echo(f"{page} {'updated' if different else 'is up to date'} from {path.name}")
 
 
 def _results(groups: list[str], quick: bool, floors_only: bool) -> Iterator[Result]:

@@ -1,10 +1,11 @@
-"""Results as a table on the terminal, as a JSON file, and as the measured table of README.md."""
+"""Results as a table on the terminal, as a JSON file, and as the tables of README.md and docs/benchmarks.md."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.table import Table
 from benchmarks.rows import Result
 
 ROOT = Path(__file__).resolve().parent
-RESULTS, README = ROOT / "results", ROOT.parent / "README.md"
+RESULTS, README, PAGE = ROOT / "results", ROOT.parent / "README.md", ROOT.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 HEADINGS = ("what", "ours", "against", "takes", "ratio", "target", "met", "MB", "GB/s", "% of copy")
 
@@ -111,37 +112,58 @@ def newest() -> Path:
     return files[-1]
 
 
-def markdown(path: Path) -> str:
-    """The block of README.md between its markers."""
+def closest(results: list[Result]) -> list[Result]:
+    """Of everything measured, in order, the one row that is nearest to missing its target or misses it most."""
+    chosen: dict[str, tuple[float, Result]] = {}
+    for result in results:
+        if result.ratio is None or result.limit is None:
+            continue
+        margin = result.limit / result.ratio if result.floor else result.ratio / result.limit
+        if result.what not in chosen or margin < chosen[result.what][0]:
+            chosen[result.what] = margin, result
+    return [result for _, result in chosen.values()]
+
+
+def markdown(path: Path, page: Path) -> str:
+    """The block of a page between its markers: all rows, in README.md the closest to each target."""
     results, run = load(path)
-    right = ["---" if index in (0, 2) else "--:" for index in range(len(HEADINGS))]
+    brief = page == README
+    headings = HEADINGS[:7] if brief else HEADINGS
+    right = ["---" if index in (0, 2) else "--:" for index in range(len(headings))]
+    judged = [result for result in results if result.met is not None]
+    missed = [result for result in judged if not result.met]
+    where = os.path.relpath(path, page.parent)
     lines = [
         BEGIN,
-        f"Measured by `{run['command']}` and put here by `python -m benchmarks report`"
-        f" from [{path.name}](benchmarks/results/{path.name}).",
+        f"Measured by `{run['command']}` and put here by `python -m benchmarks report` from [{path.name}]({where}).",
         f"Machine: {machine(run)}.",
-        f"{speeds(run)}.",
+        f"{speeds(run)}. {len(judged) - len(missed)} of {len(judged)} targets met.",
         "",
         "Times are medians; a ratio is the median over rounds in which both sides ran directly after each"
         " other, its quartiles in parentheses. `≤`: of a floor, lower is better. `≥`: times faster, higher is"
-        " better.",
+        " better."
+        + (" Of each thing, the peer that comes closest; [all rows](docs/benchmarks.md)." if brief else ""),
         "",
-        "| " + " | ".join(HEADINGS) + " |",
+        "| " + " | ".join(headings) + " |",
         "| " + " | ".join(right) + " |",
-        *("| " + " | ".join(cells(result, run["rates"]["copy"])) + " |" for result in results),
     ]
-    notes = [f"- {result.what}: {result.note}" for result in results if result.note and result.peer]
+    for result in closest(results) if brief else results:
+        row = cells(result, run["rates"]["copy"])
+        lines.append("| " + " | ".join(row[: len(headings)]) + " |")
+    notes = [
+        f"- {result.what}: {result.note}" for result in results if result.note and result.peer and not brief
+    ]
     return "\n".join([*lines, *(["", *notes] if notes else []), END])
 
 
-def rewrite(readme: Path, path: Path) -> bool:
-    """Put the table into the README; whether it changed. ValueError if the markers are missing."""
-    text = readme.read_text()
+def rewrite(page: Path, path: Path) -> bool:
+    """Put the table into a page; whether it changed. ValueError if the markers are missing."""
+    text = page.read_text()
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin:
-        raise ValueError(f"{readme.name} must have the markers {BEGIN} and {END}, in this order")
-    new = text[:begin] + markdown(path) + text[end + len(END) :]
-    readme.write_text(new)
+        raise ValueError(f"{page.name} must have the markers {BEGIN} and {END}, in this order")
+    new = text[:begin] + markdown(path, page) + text[end + len(END) :]
+    page.write_text(new)
     return new != text
 
 
