@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from trecvit_kernels.ops import _schedule
@@ -26,6 +27,9 @@ from trecvit_kernels.ops._views import dense, readable
 from trecvit_kernels.ops.gated_lru._triton_backward import backward_kernel, summarise_backward_kernel
 from trecvit_kernels.ops.gated_lru._triton_kernels import forward_kernel
 
+# Before 3.7 the rows of a tile of 8 frames do not become registers: kilobytes a thread are spilled.
+_OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+
 
 def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int, resets: bool = False) -> Tile:
     """Launch parameters, from registers and spills of ahead-of-time builds (docs/kernels.md); not measured."""
@@ -33,6 +37,8 @@ def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int, resets:
     if interpreting():
         return Tile(32, min(8, most), 1)
     narrow = dtype.itemsize == 2
+    if kernel == "backward" and _OLD_TRITON:
+        return Tile(1, min(2 if is_complex else 4, most), 2)
     if kernel == "backward":
         return Tile(2 if narrow and not is_complex and not resets else 1, min(8, most), 2)
     return Tile(2 if is_complex else 4, min(2, most), 2)
