@@ -116,22 +116,6 @@ def sin_cos(x):
     )
 
 
-@triton.jit
-def gelu_tanh(v):
-    """(gelu_tanh(v), its slope). gelu_tanh(v) = v sigmoid(2 sqrt(2/pi) (v + 0.044715 v^3))."""
-    w = tl.where(
-        v > 10.0, 10.0, tl.where(v < -10.0, -10.0, v)
-    )  # beyond, the slope is 0 or 1; exp stays finite
-    square = w * w
-    z = -1.5957691216057308 * w * (1.0 + 0.044715 * square)
-    e = tl.exp(z) if z.dtype == tl.float64 else tl.exp2(z * LOG2E)
-    s = 1.0 / (1.0 + e)
-    slope = s + w * s * (e * s) * 1.5957691216057308 * (
-        1.0 + 0.134145 * square
-    )  # e s = 1 - s without cancellation
-    return v * s, slope
-
-
 # Complex numbers as (real, imaginary) pairs
 
 

@@ -24,8 +24,8 @@ def device_function(fn: Any) -> Any:
     return plain if interpreting() else triton.jit(plain)
 
 
-advance, decay_and_gap, sin_cos = (
-    device_function(f) for f in (_math.advance, _math.decay_and_gap, _math.sin_cos)
+advance, decay_and_gap, sin_cos, softplus = (
+    device_function(f) for f in (_math.advance, _math.decay_and_gap, _math.sin_cos, _math.softplus)
 )
 
 DECAY_EXPONENT = tl.constexpr(8.0)  # c of Griffin's RG-LRU
@@ -46,16 +46,6 @@ def sigmoid_exp2(t):
 def gelu(v):
     """gelu_tanh(v) = v sigmoid(2 sqrt(2/pi) (v + 0.044715 v^3))."""
     return v * sigmoid_exp2(v * (-GELU_SCALE * LOG2E - 0.044715 * GELU_SCALE * LOG2E * v * v))
-
-
-@device_function
-def softplus(x):
-    """log(1 + exp(x)), exact to a few ulp also where it is small."""
-    e = tl.exp(-tl.abs(x))
-    w = 1.0 + e
-    # log(1 + e) by Kahan: the rounding of w drops out of the quotient.
-    log1p = tl.where(w == 1.0, e, tl.log(w) * e / tl.where(w == 1.0, 1.0, w - 1.0))
-    return tl.maximum(x, 0.0) + log1p
 
 
 @device_function

@@ -316,23 +316,14 @@ def backward_kernel(
             else:
                 b_q = _signed(_load_rows(q_ptr, row, qkv_stride_n, BLOCK, N, D, MASKED), NEGATIVE, DTYPE)
                 b_dout = _load_rows(dout_ptr, row, dout_stride_n, BLOCK, N, D, MASKED)
-            b_delta = _row_products(
-                b_dout, _load_rows(out_ptr, row, out_stride_n, BLOCK, N, D, MASKED), DTYPE
-            )
-            b_lse = _load_vector(lse_ptr, row, BLOCK, N)
+            b_out = _load_rows(out_ptr, row, out_stride_n, BLOCK, N, D, MASKED)
+            b_delta = _row_products(b_dout, b_out, DTYPE)[:, None]
+            b_lse = _load_vector(lse_ptr, row, BLOCK, N)[:, None]
             b_dq = tl.zeros(b_q.shape, DTYPE)
             if RESIDENT:
                 for i in tl.static_range(len(PIECES)):
                     b_p, b_ds = _score_gradients(
-                        b_q,
-                        keys[i],
-                        b_dout,
-                        values[i],
-                        b_lse[:, None],
-                        b_delta[:, None],
-                        scale_log2,
-                        EXACT,
-                        PRECISION,
+                        b_q, keys[i], b_dout, values[i], b_lse, b_delta, scale_log2, EXACT, PRECISION
                     )
                     b_ds = _mask_keys(b_ds, 0.0, _start(PIECES, i), N, _start(PIECES, i + 1) > N)
                     b_dq = _dot(b_ds.to(b_q.dtype), keys[i], b_dq, PRECISION)
@@ -341,7 +332,7 @@ def backward_kernel(
                     b_k = _load_rows(k_ptr, start, qkv_stride_n, PIECES[0], N, D, PIECE_MASKED)
                     b_v = _load_rows(v_ptr, start, qkv_stride_n, PIECES[0], N, D, PIECE_MASKED)
                     b_p, b_ds = _score_gradients(
-                        b_q, b_k, b_dout, b_v, b_lse[:, None], b_delta[:, None], scale_log2, EXACT, PRECISION
+                        b_q, b_k, b_dout, b_v, b_lse, b_delta, scale_log2, EXACT, PRECISION
                     )
                     b_ds = _mask_keys(b_ds, 0.0, start, N, PIECE_MASKED)
                     b_dq = _dot(b_ds.to(b_q.dtype), b_k, b_dq, PRECISION)
@@ -354,10 +345,10 @@ def backward_kernel(
             rows_ptr += i_bth * 2 * PADDED
             for i in tl.static_range(len(PIECES)):
                 b_out = _load_piece(out_ptr, out_stride_n, i, PIECES, N, D)
-                b_lse = _load_vector(lse_ptr, _start(PIECES, i), PIECES[i], N)
-                _store_vector(rows_ptr, b_lse, _start(PIECES, i), PADDED)
-                b_delta = _row_products(douts[i], b_out, DTYPE)
-                _store_vector(rows_ptr + PADDED, b_delta, _start(PIECES, i), PADDED)
+                b_vector = _load_vector(lse_ptr, _start(PIECES, i), PIECES[i], N)
+                _store_vector(rows_ptr, b_vector, _start(PIECES, i), PADDED)
+                b_vector = _row_products(douts[i], b_out, DTYPE)
+                _store_vector(rows_ptr + PADDED, b_vector, _start(PIECES, i), PADDED)
             tl.debug_barrier()  # other threads will read them
             if PREFETCH:
                 n_k = _load_rows(k_ptr, 0, qkv_stride_n, BLOCK, N, D, BLOCK > N)
@@ -376,18 +367,10 @@ def backward_kernel(
             b_dv = tl.zeros(b_k.shape, DTYPE)
             if RESIDENT:
                 for i in tl.static_range(len(PIECES)):
-                    b_lse = _load_vector(rows_ptr, _start(PIECES, i), PIECES[i], PADDED)
-                    b_delta = _load_vector(rows_ptr + PADDED, _start(PIECES, i), PIECES[i], PADDED)
+                    b_lse = _load_vector(rows_ptr, _start(PIECES, i), PIECES[i], PADDED)[None, :]
+                    b_delta = _load_vector(rows_ptr + PADDED, _start(PIECES, i), PIECES[i], PADDED)[None, :]
                     b_p, b_ds = _score_gradients(
-                        b_k,
-                        queries[i],
-                        b_v,
-                        douts[i],
-                        b_lse[None, :],
-                        b_delta[None, :],
-                        scale_log2,
-                        EXACT,
-                        PRECISION,
+                        b_k, queries[i], b_v, douts[i], b_lse, b_delta, scale_log2, EXACT, PRECISION
                     )
                     b_dv = _dot(b_p.to(b_v.dtype), douts[i], b_dv, PRECISION)
                     b_dk = _dot(b_ds.to(b_k.dtype), queries[i], b_dk, PRECISION)
