@@ -92,13 +92,16 @@ struct Numbers {
   }
 };
 
+inline bool never_cuts(int64_t, int64_t) { return false; }
+
 // Runs a recurrence over `count` blocks, each cut into `segments` in the order in which it is walked.
 //   summarise(block, segment, state, product): walk the segment from zero (the first one: from its true start), leaving
 //     its last state and the product of its decays;
-//   replay(block, segment, start): walk it from `start` (null for the first one: its true start) and write the results.
+//   replay(block, segment, start): walk it from `start` (null for the first one: its true start) and write the results;
+//   cuts(block, segment): a reset in it keeps everything from before, NaN too, from its end.
 // With one segment, replay is all that happens.
-template <class Numbers, class Summarise, class Replay>
-void walk_segments(int64_t count, int64_t segments, int threads, Summarise summarise, Replay replay) {
+template <class Numbers, class Summarise, class Replay, class Cuts>
+void walk_segments(int64_t count, int64_t segments, int threads, Summarise summarise, Replay replay, Cuts cuts) {
   using S = typename Numbers::S;
   const int64_t slots = segments - 1;
   Workspace workspace(2 * count * slots * int64_t(sizeof(Numbers)));
@@ -110,6 +113,7 @@ void walk_segments(int64_t count, int64_t segments, int threads, Summarise summa
 #pragma omp parallel for schedule(static) num_threads(threads) if (slots > 1)
   for (int64_t block = 0; block < (slots > 1 ? count : 0); ++block) {
     for (int64_t at = block * slots + 1; at < (block + 1) * slots; ++at) {
+      if (cuts(block, at - block * slots)) continue;
       for (int64_t j = 0; j < kMaxBlock; ++j)
         states[at].set(j, advance<S, Numbers::complex>(products[at].get(j), states[at - 1].get(j), states[at].get(j)));
     }

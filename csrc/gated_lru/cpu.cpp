@@ -171,7 +171,13 @@ void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks&
     }
     if (segment.end == p.frames) h.write(lanes.state(p, p.h_last, 0, 1), lanes.half, 1, width);
   };
-  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
+  const auto cuts = [&](int64_t block, int64_t s) {
+    const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
+    for (int64_t t = segment.begin; t < segment.end; ++t)
+      if (resets_at(p, blocks.at(block).batch, t)) return true;
+    return false;
+  };
+  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, cuts);
 }
 
 #include "cpu_backward.h"

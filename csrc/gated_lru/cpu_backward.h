@@ -216,7 +216,7 @@ void backward(const GatedLruBackward& p, const typename K::S* decay, const Block
       to[3 * per_sum + j] = S(sums.dgate_a[j]);
     }
   };
-  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
+  walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, never_cuts);
 
   // da_param = sum of r dl times d(decay)/d(a_param) = -c sigmoid(a_param).
   for (int64_t c = 0; c < p.channels; ++c)

@@ -93,7 +93,7 @@ struct Scan {
       }
       if (segment.end == p.frames) write(h, state(p, block, p.h_last, 0, 1), block.width);
     };
-    walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
+    walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, never_cuts);
   }
 
   // before[k] = h_{t-1} for the frames t = begin + k of a chunk; before[0] is given.
@@ -162,7 +162,7 @@ struct Scan {
       }
       if (segment.begin == 0) write(carry, state(p, block, p.dh0, 0, 1), block.width);
     };
-    walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay);
+    walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, never_cuts);
   }
 
   static void run(const LinearScanForward& p) {

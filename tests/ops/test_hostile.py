@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trecvit_kernels import backends
+from trecvit_kernels.ops import _schedule
 
 from ._suite import (
     assert_matches,
@@ -233,6 +234,24 @@ def test_bad_activations_reach_only_what_depends_on_them(op, backend, device, ba
                     assert not got[op.outputs[0]][0, frame, 0].isfinite().all(), (
                         f"{name}: {target} was swallowed"
                     )
+
+
+@pytest.mark.kernels_only
+@pytest.mark.ops("gated_lru")
+@pytest.mark.parametrize("frames", (5, 21, 37))
+def test_a_reset_stops_nan_between_segments(op, backend, device, frames):
+    """Segments of time exchange products of decays; one that a reset made zero must not meet NaN from before."""
+    torch.set_num_threads(4)
+    lanes = 3 if backends.interpreted() else 1024  # of which a CPU's threads get 16,384 elements each
+    x, gate = torch.randn(1, 65, 1, lanes), torch.randn(1, 65, 1, lanes)
+    x[:, 3] = torch.nan
+    reset = torch.zeros(1, 65, dtype=torch.bool)
+    reset[:, frames] = True
+    with _schedule.force("chunked"):
+        y, _ = op.function(*(t.to(device) for t in (x, gate, gate, torch.zeros(lanes))),
+                           reset=reset.to(device), backend=backend)  # fmt: skip
+    assert y[:, frames:].isfinite().all()
+    assert y[:, 3:frames].isnan().all()
 
 
 def _reached(op, key, value, target, inputs):
