@@ -1,39 +1,47 @@
 # make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
-# make test                linters, type checker, sanitizers, the Triton kernels interpreted and compiled, tests
+# make test                linters, type checker, sanitizers, the GPU kernels executed on the CPU and compiled, tests
 # make aot                 every Triton kernel compiled for five GPU architectures (make test: for sm_90 alone)
-# make lint | sanitize | interpret | bench | clean
+# make lint | sanitize | interpret | simt | bench | clean
 #
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
 # libraries; for the smaller CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# With nvcc the CUDA kernels are built too, for this machine's GPU or, without one, for sm_90a; CUDA_ARCHITECTURES names others.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 VIDEO ?=
+CUDA_ARCHITECTURES ?= $(if $(shell command -v nvidia-smi),native,90a-real)
+export CMAKE_ARGS ?= -DTRECVIT_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
+SIMULATED := build/simt
 SANITIZED := build/sanitized
 # Tests of the op suite that the Triton kernels run in its interpreter: every case, hostile inputs, chunks, traffic. What
 # is about PyTorch (tracing, transforms) or takes hours there (gradcheck) runs on a GPU.
 INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
     triton_traffic.py)
+# The same for the CUDA kernels in tests/simt, which is fast enough for gradcheck.
+SIMULATION := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
+    gradcheck.py thread_orders.py residual_norm.py) \
+    tests/test_simt.py tests/models/test_cuda_streaming.py
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
 JOBS ?= auto
 PARALLEL := -n $(JOBS) --maxprocesses 8
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: demo test lint sanitize interpret aot bench clean
+.PHONY: demo test lint sanitize interpret simt aot bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.native
 	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
 # The tests come last, so that pytest's closing line does too.
-test: lint sanitize interpret
+test: lint sanitize interpret simt
 	$(pytest) $(PARALLEL)
 
 lint: $(VENV)/.native
@@ -54,6 +62,15 @@ sanitize: $(VENV)/.native
 # Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
 interpret: $(VENV)/.native
 	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton -m "not same_for_kernels" $(INTERPRETED)
+
+# The CUDA kernels as host code: every thread a fibre, shared memory, barriers and copies watched.
+simt: $(VENV)/.native
+	$(BIN)/cmake -S . -B $(SIMULATED) -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DTRECVIT_CUDA=OFF -DTRECVIT_SIMT=ON \
+	    -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build $(SIMULATED) --target _simt
+	TRECVIT_SIMT="$$(echo $(CURDIR)/$(SIMULATED)/_simt.*.so)" $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend cuda \
+	    -m "not same_for_kernels" $(SIMULATION)
 
 aot: $(VENV)/.native
 	TRECVIT_AOT=all $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import gpu_models, gpu_rows, gpu_timing, hardware, report
+from benchmarks import gpu_cuda, gpu_models, gpu_rows, gpu_timing, hardware, report
 from benchmarks.gpu_rows import Setting
 from benchmarks.rows import Comparison, Result, measure
 from benchmarks.timing import Budget, Clock, seconds
@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[Callable[[Setting], Iterator[Comparison]], int]] = {
     "linear_scan": (gpu_rows.linear_scan, 90),
     "streaming": (gpu_models.streaming, 60),
     "training": (gpu_models.training, 150),
+    "cuda": (gpu_cuda.cuda, 60),
 }
 _BY_THE_WALL = ("streaming", "training")
 _WIDEST = 64
@@ -73,8 +74,12 @@ def main(
     }
     torch.manual_seed(0)
     results: list[Result] = []
-    with backends.use("triton"):
-        for name in names:
+    for name in names:
+        backend = "cuda" if name == "cuda" else "triton"
+        if reason := backends.available()[backend].reason:
+            results.append(Result(name, name, peer="", note=f"not measured: {reason}"))
+            continue
+        with backends.use(backend):
             for result in _group(name, at, wall if name in _BY_THE_WALL else clock, ends):
                 results.append(result)
                 report.save(out, results, run)

@@ -23,10 +23,10 @@ from trecvit_kernels.ops.spatial_attention import cases as attention_cases
 from trecvit_kernels.ops.spatial_attention import reference as attention_reference
 
 _BF16 = torch.bfloat16
-_ROUNDED = (
+ROUNDED = (
     0.05  # peers in bfloat16 round u_t and log a_t in between, and sum parameter gradients in their own way
 )
-_MIXER = ("u", "v", "conv_weight", "conv_bias", "gate_x_weight", "gate_x_bias", "gate_a_weight", "gate_a_bias",
+MIXER_INPUTS = ("u", "v", "conv_weight", "conv_bias", "gate_x_weight", "gate_x_bias", "gate_a_weight", "gate_a_bias",
           "a_param")  # fmt: skip
 _COPY = "copy of the floor's bytes"
 
@@ -50,7 +50,7 @@ class Setting:
         return gpu_peers.compiler(self.tiny)
 
 
-def _label(op: str, case: Any, direction: str) -> str:
+def row_label(op: str, case: Any, direction: str) -> str:
     sizes = (case.batch, case.frames, *case.lanes, *([case.channels] if hasattr(case, "channels") else []))
     kind = "complex " if getattr(case, "complex", case.dtype.is_complex) else ""
     return f"{kind}{op} {direction}, {str(case.dtype).removeprefix('torch.')}, {sizes}"
@@ -60,7 +60,7 @@ def _leaves(tensors: Sequence[Tensor | None]) -> list[Any]:
     return [None if t is None else t.detach().requires_grad_() for t in tensors]
 
 
-def _training(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
+def training_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
     """Forward, and gradients of all tensors."""
     leaves = _leaves(tensors)
     wanted = [leaf for leaf in leaves if leaf is not None]
@@ -71,7 +71,7 @@ def _training(function: Callable[..., Tensor], tensors: Sequence[Tensor | None],
     return run
 
 
-def _backward(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
+def backward_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
     """Gradients of all tensors, the forward pass done once outside."""
     leaves = _leaves(tensors)
     wanted = [leaf for leaf in leaves if leaf is not None]
@@ -79,18 +79,18 @@ def _backward(function: Callable[..., Tensor], tensors: Sequence[Tensor | None],
     return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
 
 
-def _inference(function: Callable[..., Tensor], tensors: Sequence[Tensor | None]) -> Work:
+def inference_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None]) -> Work:
     return torch.no_grad()(functools.partial(function, *tensors))
 
 
-def _versus_copy(
+def versus_copy(
     at: Setting, label: Callable[[str], str], cases: Any, case: Any, function: Any, inputs: Any, dy: Tensor,
     check: Callable[[], str], shares: tuple[float | None, float | None],
 ) -> Iterator[Comparison]:  # fmt: skip
     """Forward and backward against copies of the floor's bytes; shares of the copy's bandwidth to be reached."""
     for direction, make, share in (
-        ("forward", lambda: _inference(function, inputs), shares[0]),
-        ("backward", lambda: _backward(function, inputs, dy), shares[1]),
+        ("forward", lambda: inference_of(function, inputs), shares[0]),
+        ("backward", lambda: backward_of(function, inputs, dy), shares[1]),
     ):
         nbytes = cases.bytes_moved(case, direction)
         yield Comparison(
@@ -131,9 +131,9 @@ def _gated_lru_rows(at: Setting, case: gated_lru_cases.Case, rivals: bool) -> It
     inputs = [made[name] for name in ("x", "gate_x", "gate_a", "a_param", "a_imag")]
     dy = torch.randn_like(inputs[0])
     check = functools.cache(lambda: check_gated_lru(inputs))
-    label = functools.partial(_label, "gated_lru", case)
+    label = functools.partial(row_label, "gated_lru", case)
     shares = (0.85, 0.80) if rivals else (None, None)
-    yield from _versus_copy(at, label, gated_lru_cases, case, _gated_lru, inputs, dy, check, shares)
+    yield from versus_copy(at, label, gated_lru_cases, case, _gated_lru, inputs, dy, check, shares)
     if not rivals:
         return
     gates = at.compiled(gpu_peers.gates)
@@ -144,13 +144,13 @@ def _gated_lru_rows(at: Setting, case: gated_lru_cases.Case, rivals: bool) -> It
     yield Comparison(
         "ops",
         label("forward + backward"),
-        _training(_gated_lru, tensors, dy),
-        [Peer(f"compiled gates + {name}", _training(peer, tensors, dy)) for name, peer in peers.items()],
+        training_of(_gated_lru, tensors, dy),
+        [Peer(f"compiled gates + {name}", training_of(peer, tensors, dy)) for name, peer in peers.items()],
         check,
         limit=3.0,
         nbytes=sum(gated_lru_cases.bytes_moved(case, direction) for direction in ("forward", "backward")),
         budget=at.budget,
-        tolerance=_ROUNDED,
+        tolerance=ROUNDED,
     )
 
 
@@ -170,25 +170,25 @@ def recurrent_mixer(at: Setting) -> Iterator[Comparison]:
     for case in MIXER:
         case = at.sized(case, batch=1, frames=18, lanes=(3,), channels=64, heads=2)
         made = mixer_cases.make_inputs(case, device=at.device)
-        inputs = [made[name] for name in _MIXER]
+        inputs = [made[name] for name in MIXER_INPUTS]
         dz = torch.randn_like(inputs[0])
         check = functools.cache(functools.partial(check_mixer, inputs))
-        label = functools.partial(_label, "recurrent_mixer", case)
-        yield from _versus_copy(at, label, mixer_cases, case, _mixer, inputs, dz, check, (None, None))
+        label = functools.partial(row_label, "recurrent_mixer", case)
+        yield from versus_copy(at, label, mixer_cases, case, _mixer, inputs, dz, check, (None, None))
         parts = at.compiled(gpu_peers.recurrent_mixer)
-        row = functools.partial(Comparison, "ops", check=check, budget=at.budget, tolerance=_ROUNDED)
+        row = functools.partial(Comparison, "ops", check=check, budget=at.budget, tolerance=ROUNDED)
         name = "compiled conv, gate products, our gated_lru, GELU gate"
         yield row(
             label("forward"),
-            _inference(_mixer, inputs),
-            [Peer(name, _inference(parts, inputs))],
+            inference_of(_mixer, inputs),
+            [Peer(name, inference_of(parts, inputs))],
             limit=2.0,
             nbytes=mixer_cases.bytes_moved(case, "forward"),
         )
         yield row(
             label("forward + backward"),
-            _training(_mixer, inputs, dz),
-            [Peer(name, _training(parts, inputs, dz))],
+            training_of(_mixer, inputs, dz),
+            [Peer(name, training_of(parts, inputs, dz))],
             limit=1.5,
             nbytes=sum(mixer_cases.bytes_moved(case, d) for d in ("forward", "backward")),
         )
@@ -239,22 +239,22 @@ def spatial_attention(at: Setting) -> Iterator[Comparison]:
             shape = (*case.lead, case.tokens, 3 * case.heads * case.head_dim)
             return f"spatial_attention {direction}, bfloat16, {shape}, D = {case.head_dim}"
 
-        yield from _versus_copy(at, label, attention_cases, case, ours, [qkv], dout, check, (0.75, None))
+        yield from versus_copy(at, label, attention_cases, case, ours, [qkv], dout, check, (0.75, None))
         rivals = {name: gpu_peers.attention(name, heads) for name in gpu_peers.SDPA}
         row = functools.partial(
-            Comparison, "ops", check=check, limit=1.3, budget=at.budget, tolerance=_ROUNDED
+            Comparison, "ops", check=check, limit=1.3, budget=at.budget, tolerance=ROUNDED
         )
         forward, backward = (attention_cases.bytes_moved(case, d) for d in ("forward", "backward"))
         yield row(
             label("forward"),
-            _inference(ours, [qkv]),
-            [Peer(f"SDPA {name}", _inference(run, [qkv])) for name, run in rivals.items()],
+            inference_of(ours, [qkv]),
+            [Peer(f"SDPA {name}", inference_of(run, [qkv])) for name, run in rivals.items()],
             nbytes=forward,
         )
         yield row(
             label("forward + backward"),
-            _training(ours, [qkv], dout),
-            [Peer(f"SDPA {name}", _training(run, [qkv], dout)) for name, run in rivals.items()],
+            training_of(ours, [qkv], dout),
+            [Peer(f"SDPA {name}", training_of(run, [qkv], dout)) for name, run in rivals.items()],
             nbytes=forward + backward,
         )
 
@@ -292,8 +292,8 @@ def linear_scan(at: Setting) -> Iterator[Comparison]:
         dh = torch.randn_like(b)
         own = [t.mT.contiguous() for t in (a, b, dh)]  # the rivals' layout (B, lanes, T), for free
         check = functools.cache(functools.partial(check_linear_scan, a, b))
-        label = functools.partial(_label, "linear_scan", case)
-        yield from _versus_copy(
+        label = functools.partial(row_label, "linear_scan", case)
+        yield from versus_copy(
             at, label, linear_scan_cases, case, _linear_scan, [a, b], dh, check, (None, None)
         )
         rivals = gpu_peers.scan_rivals(a, interpreted=at.tiny)
@@ -301,14 +301,14 @@ def linear_scan(at: Setting) -> Iterator[Comparison]:
         forward, backward = (linear_scan_cases.bytes_moved(case, d) for d in ("forward", "backward"))
         yield row(
             label("forward"),
-            _inference(_linear_scan, [a, b]),
-            [Peer(name, _inference(run, own[:2]), _from_own) for name, run in rivals.items()],
+            inference_of(_linear_scan, [a, b]),
+            [Peer(name, inference_of(run, own[:2]), _from_own) for name, run in rivals.items()],
             nbytes=forward,
         )
         yield row(
             label("forward + backward"),
-            _training(_linear_scan, [a, b], dh),
-            [Peer(name, _training(run, own[:2], own[2]), _from_own) for name, run in rivals.items()],
+            training_of(_linear_scan, [a, b], dh),
+            [Peer(name, training_of(run, own[:2], own[2]), _from_own) for name, run in rivals.items()],
             nbytes=forward + backward,
         )
 

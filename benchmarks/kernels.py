@@ -192,13 +192,13 @@ def listed(text: str) -> dict[str, dict[str, set[str]]]:
     return found
 
 
-def rewrite(page: Path, tables: str) -> None:
+def rewrite(page: Path, tables: str, first: str = BEGIN, last: str = END) -> None:
     """Put the tables into the page; ValueError if its markers are missing."""
     text = page.read_text()
-    begin, end = text.find(BEGIN), text.find(END)
+    begin, end = text.find(first), text.find(last)
     if begin < 0 or end < begin:
-        raise ValueError(f"{page} must have the markers {BEGIN} and {END}, in this order")
-    page.write_text(text[:begin] + tables + text[end + len(END) :])
+        raise ValueError(f"{page} must have the markers {first} and {last}, in this order")
+    page.write_text(text[:begin] + tables + text[end + len(last) :])
 
 
 @app.command()

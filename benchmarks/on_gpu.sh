@@ -118,7 +118,12 @@ require_gpu() {
     "$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "PyTorch sees no GPU here")' || exit
 }
 
-build() { "$PYTHON" setup.py --quiet build_ext --inplace; }
+# The CUDA kernels for this GPU only; everything else as usual.
+build() {
+    local options=(-DTRECVIT_CUDA_ARCHITECTURES=native)
+    [ -n "${REHEARSAL:-}" ] && options=(-DTRECVIT_CUDA=OFF)
+    CMAKE_ARGS="${options[*]}" "$PYTHON" setup.py --quiet build_ext --inplace
+}
 
 # The extension's package test needs the package index; everything else runs.
 SUITE=(-q -p no:cacheprovider -rf --ignore tests/test_package.py --maxprocesses 16)
@@ -147,31 +152,39 @@ PYTHON
     export CPATH LIBRARY_PATH=$own TORCH_CUDA_ARCH_LIST=9.0
 }
 
-# sanitize TOOL LIMIT: the reduced cases of every op, one process an op side by side, every allocation on its own so
-# that an access behind a tensor's end is caught.
+# sanitize TOOL LIMIT BACKEND...: the reduced cases of every op, one process an op and backend side by side, every
+# allocation on its own so that an access behind a tensor's end is caught.
 sanitize() {
-    local tool=$1 limit=$2 op pids=() status=0
+    local tool=$1 limit=$2 backend op task pids=() status=0
+    shift 2
     local prefix=(compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20)
     [ -n "${REHEARSAL:-}" ] && prefix=(env)
-    for op in linear_scan gated_lru recurrent_mixer spatial_attention; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1 timeout -s INT -k 15 "$limit" "${prefix[@]}" \
-            "$PYTHON" -m pytest -q -p no:cacheprovider -p no:xdist -rf --backend triton \
-            tests/ops/test_values.py -k "$op and ($REDUCED)" >"$OUT/.$tool-$op" 2>&1 </dev/null &
-        pids+=("$!:$op")
+    for backend in "$@"; do
+        for op in linear_scan gated_lru recurrent_mixer spatial_attention; do
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1 timeout -s INT -k 15 "$limit" "${prefix[@]}" \
+                "$PYTHON" -m pytest -q -p no:cacheprovider -p no:xdist -rf --backend "$backend" \
+                tests/ops/test_values.py -k "$op and ($REDUCED)" >"$OUT/.$tool-$backend-$op" 2>&1 </dev/null &
+            pids+=("$!:$backend-$op")
+        done
     done
-    for op in "${pids[@]}"; do
-        wait "${op%%:*}" || { status=1; echo "$tool on ${op#*:}: failed"; }
+    for task in "${pids[@]}"; do
+        wait "${task%%:*}" || { status=1; echo "$tool on ${task#*:}: failed"; }
     done
-    for op in linear_scan gated_lru recurrent_mixer spatial_attention; do
-        printf '\n== %s %s\n' "$tool" "$op"
-        tail -c 100000 "$OUT/.$tool-$op"
-        rm -f "$OUT/.$tool-$op"
+    for task in "${pids[@]}"; do
+        printf '\n== %s %s\n' "$tool" "${task#*:}"
+        tail -c 100000 "$OUT/.$tool-${task#*:}"
+        rm -f "$OUT/.$tool-${task#*:}"
     done
     return $status
 }
+
+# Tool and the backends that it watches.
+WATCHED=("memcheck triton cuda" "racecheck triton cuda" "synccheck cuda" "initcheck cuda")
+[ -n "${REHEARSAL:-}" ] && WATCHED=("memcheck triton" "racecheck triton")
+
 part_1() {
     SECONDS=0
-    rm -f "$OUT"/{environment.txt,build.log,suite.log,memcheck.log,racecheck.log}
+    rm -f "$OUT"/{environment.txt,build.log,suite.log,memcheck.log,racecheck.log,synccheck.log,initcheck.log}
     step "missing packages" 60 build.log "$SELF" _install_missing
     step "build the extension" $([ -n "${REHEARSAL:-}" ] && echo 900 || echo 150) build.log "$SELF" _build
     step "describe the machine" 60 environment.txt "$SELF" _describe
@@ -187,14 +200,16 @@ part_1() {
     local left=$((LIMIT - 5 - SECONDS))
     [ -n "${REHEARSAL:-}" ] && left=400
     STARTED=$SECONDS
-    for tool in memcheck racecheck; do
-        "$SELF" _sanitize $tool $left >"$OUT/$tool.log" 2>&1 &
-        eval "$tool=$!"
+    local watched tool pids=()
+    for watched in "${WATCHED[@]}"; do
+        # shellcheck disable=SC2086
+        "$SELF" _sanitize ${watched%% *} $left ${watched#* } >"$OUT/${watched%% *}.log" 2>&1 &
+        pids+=($!)
     done
-    # shellcheck disable=SC2154
-    for pair in "memcheck:$memcheck" "racecheck:$racecheck"; do
-        if wait "${pair#*:}"; then note ok "${pair%%:*}"; else note failed "${pair%%:*}"; fi
-        grep -h -E "ERROR SUMMARY|RACECHECK SUMMARY|passed|failed" "$OUT/${pair%%:*}.log" | cut -c 1-200
+    for watched in "${!WATCHED[@]}"; do
+        tool=${WATCHED[$watched]%% *}
+        if wait "${pids[$watched]}"; then note ok "$tool"; else note failed "$tool"; fi
+        grep -h -E "ERROR SUMMARY|RACECHECK SUMMARY|passed|failed" "$OUT/$tool.log" | cut -c 1-200
     done
     finish 1
 }

@@ -3,16 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/arguments.h"
+#include "bindings/cuda.h"
 #include "common/dlpack.h"
 #include "common/isa.h"
 #include "common/memory.h"
-#include "gated_lru/params.h"
-#include "gelu/params.h"
-#include "linear_scan/params.h"
-#include "recurrent_mixer/params.h"
-#include "rms_norm/params.h"
 
-namespace py = pybind11;
 using namespace trecvit;
 
 // One table of kernels per instruction set and op, defined in csrc/<op>/cpu.cpp. KERNELS(op) is the active one.
@@ -67,176 +63,11 @@ py::tuple isa_names(bool only_supported) {
   return py::tuple(names);
 }
 
-void* pointer(const py::handle& address) { return reinterpret_cast<void*>(address.cast<uintptr_t>()); }
-
-// (address, batch stride, frame stride, row stride), or None.
-View view(const py::handle& v) {
-  if (v.is_none()) return {};
-  const auto t = py::reinterpret_borrow<py::tuple>(v);
-  return {pointer(t[0]), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
-}
-
-// Reads the arguments of a launcher one after the other, in the order in which native.py lists them.
-class Arguments {
- public:
-  explicit Arguments(const py::args& args) : args_(args) {}
-  View next_view() { return view(args_[at_++]); }
-  void* next_pointer() { return pointer(args_[at_++]); }
-  template <class T>
-  T next() {
-    return args_[at_++].cast<T>();
-  }
-  void finish() const {
-    if (at_ != args_.size()) throw std::invalid_argument("_native: wrong number of arguments");
-  }
-
- private:
-  const py::args& args_;
-  size_t at_ = 0;
-};
-
-void read(Arguments& in, GatedLruForward& p) {
-  p.dtype = DType(in.next<int>());
-  p.complex = in.next<bool>();
-  p.convex = in.next<bool>();
-  p.batch = in.next<int64_t>();
-  p.frames = in.next<int64_t>();
-  p.rows = in.next<int64_t>();
-  p.channels = in.next<int64_t>();
-  p.frames_per_state = in.next<int64_t>();
-  p.segments = in.next<int64_t>();
-  p.threads = in.next<int>();
-  p.x = in.next_view();
-  p.gate_x = in.next_view();
-  p.gate_a = in.next_view();
-  p.v = in.next_view();
-  p.a_param = in.next_pointer();
-  p.a_imag = in.next_pointer();
-  p.gate_x_bias = in.next_pointer();
-  p.gate_a_bias = in.next_pointer();
-  p.h0 = in.next_pointer();
-  p.reset = static_cast<const uint8_t*>(in.next_pointer());
-  p.starts = in.next<bool>();
-  p.states = in.next_pointer();
-}
-
-template <class P>
-void read_gelu(Arguments& in, P& p) {
-  p.dtype = DType(in.next<int>());
-  p.count = in.next<int64_t>();
-  p.threads = in.next<int>();
-  p.x = in.next_pointer();
-}
-
-void read(Arguments& in, GeluForward& p) { read_gelu(in, p); }
-void read(Arguments& in, GeluBackward& p) { read_gelu(in, p); }
-
-void read(Arguments& in, RmsNormForward& p) {
-  p.dtype = DType(in.next<int>());
-  p.rows = in.next<int64_t>();
-  p.channels = in.next<int64_t>();
-  p.eps = in.next<double>();
-  p.threads = in.next<int>();
-  p.x = in.next_pointer();
-  p.scale = in.next_pointer();
-}
-
-void read(Arguments& in, LinearScanForward& p) {
-  p.dtype = DType(in.next<int>());
-  p.batch = in.next<int64_t>();
-  p.frames = in.next<int64_t>();
-  p.rows = in.next<int64_t>();
-  p.lanes = in.next<int64_t>();
-  p.frames_per_state = in.next<int64_t>();
-  p.segments = in.next<int64_t>();
-  p.threads = in.next<int>();
-  p.a = in.next_view();
-  p.b = in.next_view();
-  p.h0 = in.next_pointer();
-  p.states = in.next_pointer();
-}
-
-void read(Arguments& in, CausalConvForward& p) {
-  p.dtype = DType(in.next<int>());
-  p.batch = in.next<int64_t>();
-  p.frames = in.next<int64_t>();
-  p.rows = in.next<int64_t>();
-  p.channels = in.next<int64_t>();
-  p.taps = in.next<int64_t>();
-  p.threads = in.next<int>();
-  p.u = in.next_view();
-  p.tail = in.next_view();
-  p.weight = in.next_pointer();
-  p.bias = in.next_pointer();
-  p.reset = static_cast<const uint8_t*>(in.next_pointer());
-}
-
-void read_rest(Arguments& in, GatedLruForward& p) {
-  p.y = in.next_view();
-  p.h_last = in.next_pointer();
-}
-
-void read_rest(Arguments& in, GatedLruBackward& p) {
-  p.dy = in.next_view();
-  p.dx = in.next_view();
-  p.dgate_x = in.next_view();
-  p.dgate_a = in.next_view();
-  p.dv = in.next_view();
-  p.dh_last = in.next_pointer();
-  p.dh0 = in.next_pointer();
-  p.da_param = in.next_pointer();
-  p.da_imag = in.next_pointer();
-  p.dgate_x_bias = in.next_pointer();
-  p.dgate_a_bias = in.next_pointer();
-}
-
-void read_rest(Arguments& in, GeluForward& p) { p.y = in.next_pointer(); }
-
-void read_rest(Arguments& in, GeluBackward& p) {
-  p.dy = in.next_pointer();
-  p.dx = in.next_pointer();
-}
-
-void read_rest(Arguments& in, RmsNormForward& p) { p.y = in.next_pointer(); }
-
-void read_rest(Arguments& in, RmsNormBackward& p) {
-  p.dy = in.next_pointer();
-  p.dx = in.next_pointer();
-  p.dscale = in.next_pointer();
-}
-
-void read_rest(Arguments& in, LinearScanForward& p) {
-  p.h = in.next_view();
-  p.h_last = in.next_pointer();
-}
-
-void read_rest(Arguments& in, LinearScanBackward& p) {
-  p.dh = in.next_view();
-  p.da = in.next_view();
-  p.db = in.next_view();
-  p.dh_last = in.next_pointer();
-  p.dh0 = in.next_pointer();
-}
-
-void read_rest(Arguments& in, CausalConvForward& p) { p.y = in.next_view(); }
-
-void read_rest(Arguments& in, CausalConvBackward& p) {
-  p.dy = in.next_view();
-  p.du = in.next_view();
-  p.dtail = in.next_view();
-  p.dweight = in.next_pointer();
-  p.dbias = in.next_pointer();
-}
-
 // A launcher of parameters P: reads them, then runs `kernel` (of the active instruction set) without the GIL.
 template <class P, class Kernel>
 auto launcher(Kernel kernel) {
   return [kernel](const py::args& args) {
-    Arguments in(args);
-    P p;
-    read(in, p);
-    read_rest(in, p);
-    in.finish();
+    const P p = parameters<P>(args);
     const auto run = kernel();
     py::gil_scoped_release release;
     run(p);
@@ -256,7 +87,7 @@ py::capsule empty(std::vector<int64_t> shape, int type_code, int type_bits) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "CPU kernels of trecvit_kernels.";
+  m.doc() = "Compiled kernels of trecvit_kernels: the CPU's here, those for NVIDIA GPUs in `cuda`.";
   m.def("isa", [] { return isa_name(active_isa()); },
         "Instruction set whose kernels run. ValueError or RuntimeError if TRECVIT_ISA names one that cannot.");
   m.def("compiled_isas", [] { return isa_names(false); }, "Instruction sets compiled in, lowest first.");
@@ -279,4 +110,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("causal_conv_backward", launcher<CausalConvBackward>([] { return recurrent_mixer_kernels().conv_backward; }));
   m.def("rms_norm_forward", launcher<RmsNormForward>([] { return rms_norm_kernels().forward; }));
   m.def("rms_norm_backward", launcher<RmsNormBackward>([] { return rms_norm_kernels().backward; }));
+#if defined(TRECVIT_HAS_CUDA)
+  auto cuda = m.def_submodule("cuda", "CUDA kernels.");
+  bind_cuda(cuda);
+  cuda.attr("architectures") = TRECVIT_CUDA_ARCHITECTURES;
+  cuda.attr("toolkit") = TRECVIT_CUDA_TOOLKIT;
+#endif
 }

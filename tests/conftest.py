@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "large: offsets beyond 2^31 elements (address space rather than memory)",
         "sanitize: hostile inputs that also run under AddressSanitizer and UBSan (make sanitize)",
         "early: takes so long that it should start first",
-        "same_for_kernels: about the code around the kernels; left out where they are interpreted",
+        "same_for_kernels: about the code around the kernels; left out where they are interpreted or simulated",
         "slow: takes more than a few seconds",
     ):
         config.addinivalue_line("markers", line)
@@ -108,6 +109,15 @@ def _same_start_for_every_test() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _order_of_simulated_threads(request: pytest.FixtureRequest) -> None:
+    """In tests/simt every test runs the threads of a GPU in one of four orders, always the same one."""
+    if backends.simulated():
+        from trecvit_kernels.ops import _cuda
+
+        _cuda.load_simulator(_cuda.SIMULATOR).set_order(zlib.crc32(request.node.nodeid.encode()) % 4)
 
 
 @pytest.fixture

@@ -113,6 +113,26 @@ def test_choice_on_a_device_it_does_not_know(with_native):
         backends.select("gated_lru", "native", "cuda", OFFERED)
 
 
+def test_cuda_without_its_kernels(with_native, monkeypatch):
+    monkeypatch.setattr(backends, "_SIMULATOR", "")
+    monkeypatch.setattr(backends, "_has_cuda", False)
+    with (
+        pytest.raises(
+            RuntimeError, match="'cuda' is not available: the compiled extension was built without nvcc"
+        ),
+        backends.use("cuda"),
+    ):
+        pass
+
+
+def test_cuda_with_a_simulator_that_is_not_there():
+    done = _python(
+        "import trecvit_kernels as tk; print(tk.backends.available()['cuda'].reason)",
+        TRECVIT_SIMT="/no/where.so",
+    )
+    assert done.stdout.strip() == "TRECVIT_SIMT names no file: '/no/where.so'"
+
+
 @pytest.mark.parametrize("name", [n for n, status in backends.available().items() if not status.available])
 def test_unavailable_backend_says_why(name):
     with pytest.raises(RuntimeError, match=f"'{name}' is not available: "), backends.use(name):

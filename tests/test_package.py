@@ -82,8 +82,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Install:
 
     venv.create(root / "env", with_pip=True)
     python = root / "env" / "bin" / "python"
-    # No torch is in reach here, neither in the isolated build nor in the environment.
-    clean = {"PYTHONPATH": "", "CMAKE_ARGS": "", "PIP_CONSTRAINT": ""}
+    # No torch is in reach here, neither in the isolated build nor in the environment; as if there were no nvcc either.
+    clean = {"PYTHONPATH": "", "CMAKE_ARGS": "-DTRECVIT_CUDA=OFF", "PIP_CONSTRAINT": ""}
     run([python, "-m", "pip", "install", "--no-deps", source], cwd=root, **clean)
     (packages,) = (root / "env" / "lib").glob("python*/site-packages")
     (module,) = packages.glob("trecvit_kernels/_native*.so")
@@ -140,6 +140,8 @@ def test_install_from_sdist_runs_without_a_compiler(fresh: Install) -> None:
 def test_command_line_is_installed(fresh: Install) -> None:
     out = run([fresh.python.parent / "trecvit", "info"], cwd=fresh.sdist.parent, PYTHONPATH="")
     assert trecvit_kernels.__version__ in out
+    assert re.search(r"CUDA kernels:\s+none: built without nvcc", out)
+    assert re.search(r"backend cuda:\s+missing: the compiled extension was built without nvcc", out)
 
 
 def test_extension_has_no_torch_and_few_libraries(fresh: Install) -> None:

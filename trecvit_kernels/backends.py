@@ -2,7 +2,8 @@
 
 Backends: ``reference`` (plain PyTorch, any device), ``sdpa`` (PyTorch's scaled_dot_product_attention, for
 ``spatial_attention``), ``native`` (C++ on the CPU), ``triton`` (3.6 or newer; GPUs, and CPU tensors in Triton's
-interpreter if the environment has TRITON_INTERPRET=1 at import) and ``cuda``.
+interpreter if the environment has TRITON_INTERPRET=1 at import) and ``cuda`` (CUDA C++ on NVIDIA GPUs from compute
+capability 8.0; CPU tensors in the tests' simulator if TRECVIT_SIMT names it at import).
 
 Order of choice: the op's ``backend=`` argument, then ``with backends.use(name)``, then the environment
 variable ``TRECVIT_BACKEND``, then the default of the tensor's device. A backend asked for by argument must be
@@ -14,6 +15,7 @@ A default that has to fall back to ``reference`` warns once per op.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -28,22 +30,25 @@ NAMES = ("reference", "sdpa", "native", "triton", "cuda")
 _DEFAULT_ORDER = {"cpu": ("native", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
 # Triton's own reading of the variable; the kernels are made interpreted or compiled when they are imported.
 _INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+# Module of tests/simt that runs the CUDA kernels on CPU tensors (ops/_cuda.py).
+_SIMULATOR = os.environ.get("TRECVIT_SIMT", "")
+_simulator_error = f"TRECVIT_SIMT names no file: {_SIMULATOR!r}" if not os.path.isfile(_SIMULATOR) else ""
 _DEVICES = {
     "native": ("cpu",),
     "triton": ("cpu", "cuda") if _INTERPRET else ("cuda",),
-    "cuda": ("cuda",),
+    "cuda": ("cpu",) if _SIMULATOR else ("cuda",),
 }
 _TRITON_AT_LEAST = (3, 6)
-# Backends that do not exist yet say so; the rooms that add them replace the entry.
-_NOT_BUILT = {"cuda": "this version has no CUDA kernels yet"}
+_CAPABILITY_AT_LEAST = (8, 0)
 
 _override: str | None = None
 _environment: str | None = os.environ.get("TRECVIT_BACKEND") or None
 _warned: set[str] = set()
 
 _native_error: str | None = None
+_has_cuda = False
 try:
-    importlib.import_module("trecvit_kernels._native")
+    _has_cuda = hasattr(importlib.import_module("trecvit_kernels._native"), "cuda")
 except ImportError as error:  # the package still works, on the reference backend
     _native_error = f"the compiled extension cannot be imported ({error})"
 
@@ -124,6 +129,11 @@ def select(op: str, requested: str | None, device: str, offered: tuple[str, ...]
     return _default(op, device, offered)
 
 
+def prefers(name: str) -> bool:
+    """Whether ``use`` or the environment asks for backend ``name``, for the ops that have it."""
+    return name == (_override if _override is not None else _environment)
+
+
 def _default(op: str, device: str, offered: tuple[str, ...]) -> str:
     candidates = [name for name in _DEFAULT_ORDER.get(device, ()) if name in offered and name != "reference"]
     for name in candidates:
@@ -143,14 +153,35 @@ def _check_known(name: str, where: str) -> None:
 
 def _why_not(name: str, device: str | None = None) -> str:
     """Empty if the backend can run (on ``device``, where given), else the reason."""
-    if name in _NOT_BUILT:
-        return _NOT_BUILT[name]
-    if name == "native" and _native_error is not None:
+    if name in ("native", "cuda") and _native_error is not None:
         return _native_error
     if name == "triton" and _triton_error:
         return _triton_error
     if device is not None and device not in _DEVICES.get(name, (device,)):
         return f"it runs on {' or '.join(_DEVICES[name])} tensors, these are on {device}"
+    if name == "cuda" and _SIMULATOR:
+        return _simulator_error
+    if name == "cuda" and not _has_cuda:
+        return "the compiled extension was built without nvcc"
     if name in ("triton", "cuda") and not torch.cuda.is_available() and not (name == "triton" and _INTERPRET):
         return "PyTorch sees no GPU"
+    if name == "cuda":
+        return _cuda_problem()
     return ""
+
+
+@functools.cache
+def _cuda_problem() -> str:
+    """Empty if the CUDA kernels can run on the GPUs that PyTorch sees, else the reason."""
+    if torch.version.hip:
+        return "PyTorch sees AMD GPUs"
+    found = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    if found < _CAPABILITY_AT_LEAST:
+        least = ".".join(map(str, _CAPABILITY_AT_LEAST))
+        return f"compute capability {least} or newer is needed, found {'.'.join(map(str, found))}"
+    return ""
+
+
+def simulated() -> bool:
+    """Whether the CUDA kernels run in the tests' simulator in this process."""
+    return bool(_SIMULATOR) and not _why_not("cuda")

@@ -60,6 +60,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; a
 DtypeOption = Annotated[Dtype, typer.Option(help="Arithmetic of the model.")]
 
 
+def _cuda_build(native: Any) -> str:
+    """For which GPUs the extension has CUDA kernels."""
+    if not hasattr(native, "cuda"):
+        return "none: built without nvcc"
+    return f"for {native.cuda.architectures} (nvcc {native.cuda.toolkit})"
+
+
 @app.command()
 def info() -> None:
     """Show versions, backends (and why one is missing), instruction set and GPU."""
@@ -85,8 +92,10 @@ def info() -> None:
             rows.append(
                 ("instruction set", f"{native.isa()} (compiled: {', '.join(native.compiled_isas())})")
             )
+            rows.append(("CUDA kernels", _cuda_build(native)))
         else:
             rows.append(("instruction set", "none: the compiled extension is missing"))
+            rows.append(("CUDA kernels", "none: the compiled extension is missing"))
         rows.append(("threads", str(torch.get_num_threads())))
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):

@@ -1,5 +1,6 @@
 // Storage types of tensors and their conversion to the type of the state (float, or double for double).
-// 16-bit conversions are integer arithmetic without branches: they vectorise on every instruction set.
+// 16-bit conversions are integer arithmetic without branches: they vectorise on every instruction set. A GPU has
+// instructions for them.
 #pragma once
 
 #include "math.h"
@@ -40,11 +41,17 @@ TRECVIT_INLINE double load(double x) { return x; }
 TRECVIT_INLINE float load(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
 
 TRECVIT_INLINE float load(Float16 x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
   // Multiplying by 2^112 moves the exponent bias and makes subnormals normal.
   const float scaled = bits_to_float(magnitude) * 5.192296858534828e33f;
   const uint32_t special = magnitude >= 0x0f800000u ? (magnitude | 0x7f800000u) : float_to_bits(scaled);
   return bits_to_float(special | (uint32_t(x.bits & 0x8000u) << 16));
+#endif
 }
 
 TRECVIT_INLINE void store(float& to, float x) { to = x; }
@@ -52,12 +59,19 @@ TRECVIT_INLINE void store(double& to, double x) { to = x; }
 
 // Round to nearest even; NaN stays a (quiet) NaN.
 TRECVIT_INLINE void store(BFloat16& to, float x) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const uint32_t bits = float_to_bits(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   to.bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+#endif
 }
 
 TRECVIT_INLINE void store(Float16& to, float x) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const uint32_t bits = float_to_bits(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -68,6 +82,7 @@ TRECVIT_INLINE void store(Float16& to, float x) {
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and more round to infinity
   half = magnitude > 0x7f800000u ? 0x7e00u : half;
   to.bits = uint16_t(sign | half);
+#endif
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 // The float versions are branch-free straight-line code, so that the compiler vectorises any loop that calls
 // them; each has a relative error of a few ulp. The double versions call libm: float64 is for checking.
-// NaN propagates through all of them.
+// NaN propagates through all of them. A GPU has exp2, 1/x and the root in its special function units, to two ulp.
 #pragma once
 
 #include <math.h>
@@ -41,6 +41,9 @@ TRECVIT_INLINE uint32_t float_to_bits(float value) {
 // condition ? yes : no for a condition that is the same for the whole loop. By bit masks: a branch here would keep
 // the compiler from vectorising the loop, and arithmetic would let the NaN of the other value through.
 TRECVIT_INLINE float select(bool condition, float yes, float no) {
+#if defined(__CUDA_ARCH__)
+  return condition ? yes : no;  // one instruction there
+#endif
   const uint32_t mask = 0u - uint32_t(condition);
   return bits_to_float((float_to_bits(yes) & mask) | (float_to_bits(no) & ~mask));
 }
@@ -85,23 +88,61 @@ TRECVIT_INLINE ExpPair<double> exp2_pair(double t) {
   return {::exp(x), ::expm1(x)};
 }
 
-// exp(-x), for sigmoids: infinite from x = -88.4 down, 1e-38 from 87.3 up.
+#if defined(__CUDA_ARCH__)
+// Subnormal results are 0, subnormal operands count as 0.
+__device__ __forceinline__ float unit_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float unit_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float unit_square_root(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// exp(-x), for sigmoids: infinite from x = -88.4 down, 1e-38 (on a GPU 0) from 87.3 up.
 TRECVIT_INLINE float exp_minus(float x) {
+#if defined(__CUDA_ARCH__)
+  return unit_exp2(x * float(-kLog2E));
+#else
   x = x < -88.8f ? -88.8f : x;
   x = x > 87.3f ? 87.3f : x;
   const float rounded = x * float(-kLog2E) + kRoundToInteger;
   // One fused multiply-add: the error of the constant alone moves exp by |x| 2^-26.
   const Reduced e = exp2_reduced(rounded, x * float(-kLog2E) - (rounded - kRoundToInteger));
   return e.scale * (1.0f + e.p);  // not scale p + scale: p may be negative where scale is infinite
+#endif
 }
 TRECVIT_INLINE double exp_minus(double x) { return ::exp(-x); }
 
+TRECVIT_INLINE float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  return unit_reciprocal(x);
+#else
+  return 1.0f / x;
+#endif
+}
+TRECVIT_INLINE double reciprocal(double x) { return 1.0 / x; }
+
 template <class S>
 TRECVIT_INLINE S sigmoid(S x) {
-  return S(1) / (S(1) + exp_minus(x));
+  return reciprocal(S(1) + exp_minus(x));
 }
 
-TRECVIT_INLINE float square_root(float x) { return ::sqrtf(x); }
+TRECVIT_INLINE float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return unit_square_root(x);
+#else
+  return ::sqrtf(x);
+#endif
+}
 TRECVIT_INLINE double square_root(double x) { return ::sqrt(x); }
 
 template <class S>
@@ -150,7 +191,7 @@ TRECVIT_INLINE Gelu<S> gelu_tanh(S v) {
   const S k = S(1.5957691216057308);  // 2 sqrt(2/pi)
   const S square = v * v;
   const S e = exp_minus(k * v * (S(1) + S(0.044715) * square));
-  const S s = S(1) / (S(1) + e);
+  const S s = reciprocal(S(1) + e);
   const S one_minus_s = (e > S(1e38) ? S(1e38) : e) * s;  // without cancellation; s = 0 where e is infinite
   return {v * s, s + v * s * one_minus_s * k * (S(1) + S(3 * 0.044715) * square)};
 }

@@ -44,4 +44,13 @@ struct GatedLruKernels {
   void (*backward)(const GatedLruBackward&);
 };
 
+// csrc/gated_lru/*.cu; csrc/common/launch.h says what they return. *_workspace: bytes of scratch that a call needs.
+struct CudaLaunch;
+extern "C" {
+const char* trecvit_cuda_gated_lru_forward(const GatedLruForward*, const CudaLaunch*);
+const char* trecvit_cuda_gated_lru_backward(const GatedLruBackward*, const CudaLaunch*);
+int64_t trecvit_cuda_gated_lru_forward_workspace(const GatedLruForward*, const CudaLaunch*);
+int64_t trecvit_cuda_gated_lru_backward_workspace(const GatedLruBackward*, const CudaLaunch*);
+}
+
 }  // namespace trecvit

@@ -11,6 +11,14 @@ namespace {
 constexpr double kDecayExponent = 8.0;      // c of Griffin's RG-LRU
 constexpr double kMaxSqrtSlope = 1000.0;    // RecurrentGemma's bound on d sqrt
 
+// log2|a| per unit of r, as gates_of wants it, on a GPU. In single precision for single precision: a double costs a
+// consumer GPU 64 times as much, and libm's float functions are exact to an ulp.
+template <class S>
+TRECVIT_INLINE S decay_per_gate(S a_param) {
+  const S softplus = a_param > S(0) ? a_param + ::log1p(::exp(-a_param)) : ::log1p(::exp(a_param));
+  return S(-kDecayExponent * kLog2E) * softplus;
+}
+
 // Gates of one step. `a` is the decay's magnitude in the real case.
 template <class S>
 struct Gates {
@@ -20,13 +28,18 @@ struct Gates {
 // Magnitude and normaliser from the gates i and r. decay = -c softplus(a_param) log2(e), so that |a| = 2^(decay r).
 // A reset step has a = 0 and beta = 1. The sigmoids come in ready: computed in a loop of their own they leave the
 // processor shorter chains to overlap.
-template <class S, bool Convex>
-TRECVIT_INLINE Gates<S> gates_of(S i, S r, S decay, bool reset) {
+// `convex` is a constant on the CPU (below); a GPU, where code is dear, selects at run time.
+template <class S>
+TRECVIT_INLINE Gates<S> gates_of(S i, S r, S decay, bool reset, bool convex) {
   const ExpPair<S> e = exp2_pair(decay * r);
   // 1 - |a|^2 = (1 - |a|) (2 - (1 - |a|)) with 1 - |a| = -expm1(l): exact where |a| is close to 1.
   const S gap = S(0) - e.expm1;  // a subtraction, since -0 would make the slope of the root infinite
-  const S beta = Convex ? gap : square_root(gap * (S(2) - gap));
+  const S beta = select(convex, gap, square_root(gap * (S(2) - gap)));
   return {i, r, select(reset, S(0), e.exp), select(reset, S(1), beta)};
+}
+template <class S, bool Convex>
+TRECVIT_INLINE Gates<S> gates_of(S i, S r, S decay, bool reset) {
+  return gates_of(i, r, decay, reset, Convex);
 }
 
 template <class S, bool Complex>
@@ -46,9 +59,9 @@ struct StepGradient {
   S dgate_x, dgate_a, r_dl, r_dphi;
 };
 
-template <class S, bool Complex, bool Convex>
+template <class S, bool Complex>
 TRECVIT_INLINE StepGradient<S> step_backward(Gates<S> g, Number<S> a, Number<S> x, Number<S> h_before,
-                                             Number<S> G, S decay, S theta, bool reset) {
+                                             Number<S> G, S decay, S theta, bool reset, bool convex) {
   StepGradient<S> d;
   const S scale = g.beta * g.i;
   S x_G = x.re * G.re;
@@ -63,14 +76,9 @@ TRECVIT_INLINE StepGradient<S> step_backward(Gates<S> g, Number<S> a, Number<S> 
     dl += ah.im * G.im;
     dphi = ah.re * G.im - ah.im * G.re;
   }
-  S slope;  // dbeta / dl
-  if constexpr (Convex) {
-    slope = -g.magnitude;
-  } else {
-    const S inverse = S(1) / g.beta;
-    const S bound = S(2 * kMaxSqrtSlope);
-    slope = -g.magnitude * g.magnitude * (inverse > bound ? bound : inverse);
-  }
+  const S inverse = reciprocal(g.beta), bound = S(2 * kMaxSqrtSlope);
+  const S slope =  // dbeta / dl
+      select(convex, -g.magnitude, -g.magnitude * g.magnitude * (inverse > bound ? bound : inverse));
   dl += g.i * x_G * slope;
   dl = select(reset, S(0), dl);
   dphi = select(reset, S(0), dphi);
@@ -80,6 +88,11 @@ TRECVIT_INLINE StepGradient<S> step_backward(Gates<S> g, Number<S> a, Number<S> 
   d.r_dl = g.r * dl;
   d.r_dphi = g.r * dphi;
   return d;
+}
+template <class S, bool Complex, bool Convex>
+TRECVIT_INLINE StepGradient<S> step_backward(Gates<S> g, Number<S> a, Number<S> x, Number<S> h_before,
+                                             Number<S> G, S decay, S theta, bool reset) {
+  return step_backward<S, Complex>(g, a, x, h_before, G, decay, theta, reset, Convex);
 }
 
 }  // namespace

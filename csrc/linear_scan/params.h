@@ -29,4 +29,13 @@ struct LinearScanKernels {
   void (*backward)(const LinearScanBackward&);
 };
 
+// csrc/linear_scan/*.cu; csrc/common/launch.h says what they return. *_workspace: bytes of scratch that a call needs.
+struct CudaLaunch;
+extern "C" {
+const char* trecvit_cuda_linear_scan_forward(const LinearScanForward*, const CudaLaunch*);
+const char* trecvit_cuda_linear_scan_backward(const LinearScanBackward*, const CudaLaunch*);
+int64_t trecvit_cuda_linear_scan_forward_workspace(const LinearScanForward*, const CudaLaunch*);
+int64_t trecvit_cuda_linear_scan_backward_workspace(const LinearScanBackward*, const CudaLaunch*);
+}
+
 }  // namespace trecvit

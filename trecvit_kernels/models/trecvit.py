@@ -20,9 +20,10 @@ from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
 from trecvit_kernels.models.state import LayerState, TRecViTState
 from trecvit_kernels.modules import RecurrentBlock, SpatialBlock, _init
-from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.modules._residual import Residual, add_residual
 from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
+from trecvit_kernels.ops.residual_norm.op import is_fused
 
 
 class Block(nn.Module):
@@ -45,6 +46,11 @@ class Block(nn.Module):
         """x (B, T, N, width) -> x after time, x after space, state after the last frame."""
         after_time, state = self.time(x, state=state)
         return after_time, self.space(after_time), state
+
+    def mix(self, stream: Residual, state: LayerState | None = None) -> tuple[Residual, LayerState]:
+        """``forward`` on a stream whose last addition is still to be made, and so on."""
+        stream, state = self.time.mix(stream, state=state)
+        return self.space.mix(stream), state
 
 
 class TRecViT(
@@ -270,6 +276,13 @@ class TRecViT(
         The new states go into the list ``new_layers``, if there is one; ``kept`` collects the intermediates
         that are its keys.
         """
+        if not kept and is_fused(x):  # nobody asks for what is between the blocks
+            stream = Residual(x)
+            for i, mixing in enumerate(self._blocks()):
+                stream, new_layer = mixing.mix(stream, None if layers is None else layers[i])
+                if new_layers is not None:
+                    new_layers.append(new_layer)
+            return stream.normed(self.encoder_norm)[1]
         for i, block in enumerate(self.blocks):
             state = None if layers is None else layers[i]
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
-from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.modules._residual import Residual
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import GatedLRU
 from trecvit_kernels.modules.linear import Linear
@@ -90,7 +90,14 @@ class RecurrentBlock(nn.Module):
         check_tensor("RecurrentBlock", "x", x, ndim_at_least=3)
         shape = (*x.shape[:-1], self.width)
         check_like("RecurrentBlock", "x", x, shape=shape, dtypes=REAL, device=self.norm.scale.device)
-        y = self.norm(x)
+        mixed, state = self.mix(Residual(x), state=state, reset=reset)
+        return mixed.total(), state
+
+    def mix(
+        self, stream: Residual, *, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Residual, State]:
+        """``forward`` without its checks, the residual addition left to whoever comes next."""
+        x, y = stream.normed(self.norm)
         z, state = ops.recurrent_mixer(
             self.linear_x(y),
             self.linear_y(y),
@@ -105,4 +112,4 @@ class RecurrentBlock(nn.Module):
             state=state,
             reset=reset,
         )
-        return add_residual(self.linear_out(z), x), state
+        return Residual(x, self.linear_out(z)), state

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
-from trecvit_kernels.modules._residual import add_residual
+from trecvit_kernels.modules._residual import Residual
 from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL
 from trecvit_kernels.ops.gelu.op import gelu_tanh
@@ -68,8 +68,13 @@ class SpatialBlock(nn.Module):
         check_tensor("SpatialBlock", "x", x, ndim_at_least=2)
         shape = (*x.shape[:-1], self.width)
         check_like("SpatialBlock", "x", x, shape=shape, dtypes=REAL, device=self.qkv.weight.device)
-        x = add_residual(self._drop(self._attend(self.norm_1(x))), x)
-        return add_residual(self._drop(self._mlp(self.norm_2(x))), x)
+        return self.mix(Residual(x)).total()
+
+    def mix(self, stream: Residual) -> Residual:
+        """``forward`` without its checks, the last residual addition left to whoever comes next."""
+        x, y = stream.normed(self.norm_1)
+        x, y = Residual(x, self._drop(self._attend(y))).normed(self.norm_2)
+        return Residual(x, self._drop(self._mlp(y)))
 
     def _attend(self, x: Tensor) -> Tensor:
         return self.out(ops.spatial_attention(self.qkv(x), self.num_heads))

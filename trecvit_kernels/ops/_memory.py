@@ -39,11 +39,11 @@ _ENABLED = _limit_from_environment() > 0 and not _native.sanitizers
 _native.limit_kept_memory(_limit_from_environment())
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor to be written whole."""
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """A contiguous tensor to be written whole. On other devices than the CPU it is PyTorch's."""
     bytes_ = torch.Size(shape).numel() * dtype.itemsize
-    if not _ENABLED or bytes_ < _LEAST_BYTES:
-        return torch.empty(tuple(shape), dtype=dtype)
+    if not _ENABLED or bytes_ < _LEAST_BYTES or (device is not None and device.type != "cpu"):
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
     x = torch.utils.dlpack.from_dlpack(_native.empty(list(shape), *_DLPACK_TYPES[dtype]))
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fills and torch.are_deterministic_algorithms_enabled():

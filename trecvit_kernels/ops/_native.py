@@ -1,41 +1,39 @@
-"""What the native (C++) backends of the recurrent ops share: views for the kernels and their launch settings."""
+"""The CPU as a place to run launchers: threads and schedule."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trecvit_kernels.ops._memory import empty as empty
-from trecvit_kernels.ops._views import dense as dense
-from trecvit_kernels.ops._views import readable as readable
-from trecvit_kernels.ops._views import row_stride
+from trecvit_kernels import _native
+from trecvit_kernels.ops import _schedule
+from trecvit_kernels.ops._compiled import Schedule
 
-# Codes of csrc/common/dtype.h.
-DTYPE_CODES = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.float64: 3,
-    torch.complex64: 4,
-    torch.complex128: 5,
-}
 _ELEMENTS_PER_THREAD = 16_384  # below this, waking another thread costs more than it saves
-
-View = tuple[int, int, int, int]  # address and the strides of batch, frame and row, in elements
-
-
-def view(x: Tensor) -> View:
-    """Address and strides of a tensor that ``readable`` accepted."""
-    row = row_stride(x)
-    assert row is not None
-    return x.data_ptr(), x.stride(0), x.stride(1), row
-
-
-def pointer(x: Tensor | None) -> int:
-    """Address of a dense tensor; 0 for None."""
-    return 0 if x is None else x.data_ptr()
 
 
 def threads(elements: int) -> int:
     """Threads for a kernel over so many elements, at most ``torch.get_num_threads()``."""
     return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
+
+
+class _CPU:
+    """See ``_compiled.Machine``."""
+
+    def schedule(self, x: Tensor, lanes: int) -> Schedule:
+        batch, frames = x.shape[:2]
+        workers = threads(batch * frames * lanes)
+        return Schedule(
+            _schedule.FRAMES_PER_STATE, _schedule.segments(batch, lanes, frames, workers), workers
+        )
+
+    def threads(self, elements: int) -> int:
+        return threads(elements)
+
+    def run(self, launcher: str, device: torch.device, *arguments: Any) -> None:
+        getattr(_native, launcher)(*arguments)
+
+
+CPU = _CPU()

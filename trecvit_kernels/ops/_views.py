@@ -32,3 +32,12 @@ def readable(x: Tensor) -> Tensor:
 def dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Contiguous, in ``dtype``, no lazy conjugate; None stays None."""
     return None if x is None else x.to(dtype).resolve_conj().resolve_neg().contiguous()
+
+
+def framed(x: Tensor) -> Tensor:
+    """(..., N, C) as (B, T, N, C) with contiguous channels: a view where the strides allow it, else a copy."""
+    lead = x.shape[:-2]
+    if len(lead) != 2:
+        outer = lead[0] if len(lead) > 1 else 1
+        x = x.reshape(outer, lead[1:].numel() if len(lead) > 1 else lead.numel(), *x.shape[-2:])
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

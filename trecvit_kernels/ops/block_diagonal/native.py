@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trecvit_kernels.ops._native import empty
+from trecvit_kernels.ops._memory import empty
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -16,7 +16,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """Contiguous x (..., C) times weight (H, C/H, D/H) -> (..., D), in the dtype of x."""
     heads, _, width = weight.shape
-    y = empty((*x.shape[:-1], heads * width), dtype=x.dtype)
+    y = empty((*x.shape[:-1], heads * width), dtype=x.dtype, device=x.device)
     torch.bmm(_heads(x, heads), weight.to(x.dtype), out=_heads(y, heads))
     return y
 
@@ -34,7 +34,7 @@ def weight_gradient(x: Tensor, dy: Tensor, heads: int) -> Tensor:
 
 def block_diagonal_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     heads, _, width = weight.shape
-    y = empty((*x.shape[:-1], heads * width), dtype=x.dtype)
+    y = empty((*x.shape[:-1], heads * width), dtype=x.dtype, device=x.device)
     y.copy_(bias.flatten())
     _heads(y, heads).baddbmm_(_heads(x.contiguous(), heads), weight.to(x.dtype))
     return y

@@ -15,7 +15,7 @@ from trecvit_kernels.ops._schedule import saved_states
 from trecvit_kernels.ops.gated_lru import reference
 
 NAME = "gated_lru"
-BACKENDS = ("reference", "native", "triton")
+BACKENDS = ("reference", "native", "triton", "cuda")
 NORMALIZERS = ("sqrt", "convex")
 
 
@@ -53,7 +53,7 @@ def gated_lru(
         reset: bool (B, T). None: a call without ``h0`` resets at t = 0 (it starts a sequence), a call with
             ``h0`` does not. A given ``reset`` is used as it stands; ``h0=None`` then means zeros.
         normalizer: ``"sqrt"`` or ``"convex"``.
-        backend: ``"reference"``, ``"native"``, ``"triton"`` or None (see ``trecvit_kernels.backends``).
+        backend: ``"reference"``, ``"native"``, ``"triton"``, ``"cuda"`` or None (see ``trecvit_kernels.backends``).
 
     Returns:
         y like ``x`` (contiguous) and h_last (B, \*lanes, C) in the state dtype. Both are differentiable

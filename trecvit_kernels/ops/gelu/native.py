@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from trecvit_kernels import _native
-from trecvit_kernels.ops._native import DTYPE_CODES, empty, pointer, threads
+from trecvit_kernels.ops._compiled import DTYPE_CODES, empty, pointer
+from trecvit_kernels.ops._native import threads
 
 
 def gelu_forward(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from trecvit_kernels.ops._schedule import saved_states
 from trecvit_kernels.ops.linear_scan import reference
 
 NAME = "linear_scan"
-BACKENDS = ("reference", "native", "triton")
+BACKENDS = ("reference", "native", "triton", "cuda")
 
 
 def linear_scan(
@@ -33,7 +33,7 @@ def linear_scan(
         h0: (B, \*lanes), the state before the first frame walked (zeros if None), in the state dtype: float32 for
             16- and 32-bit inputs, the dtype of ``a`` for float64 and complex inputs.
         reverse: walk time backwards.
-        backend: ``"reference"``, ``"native"``, ``"triton"`` or None (see ``trecvit_kernels.backends``).
+        backend: ``"reference"``, ``"native"``, ``"triton"``, ``"cuda"`` or None (see ``trecvit_kernels.backends``).
 
     Returns:
         h like ``b`` (contiguous) and h_last (B, \*lanes), the state after the last frame walked, in the state dtype.

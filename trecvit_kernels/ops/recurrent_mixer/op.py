@@ -16,7 +16,7 @@ from trecvit_kernels.ops.gated_lru.reference import first_step_resets
 from trecvit_kernels.ops.recurrent_mixer import reference
 
 NAME = "recurrent_mixer"
-BACKENDS = ("reference", "native", "triton")
+BACKENDS = ("reference", "native", "triton", "cuda")
 
 
 def recurrent_mixer(
@@ -50,7 +50,7 @@ def recurrent_mixer(
         state: (h, tail) from a former call: h (B, \*lanes, C) in the state dtype, tail (B, K-1, \*lanes, C), the last
             frames of u, oldest first. None starts a sequence, unless ``reset`` is given.
         reset: bool (B, T), as in ``gated_lru``; the convolution does not read across a reset either.
-        backend: ``"reference"``, ``"native"``, ``"triton"`` or None (see ``trecvit_kernels.backends``).
+        backend: ``"reference"``, ``"native"``, ``"triton"``, ``"cuda"`` or None (see ``trecvit_kernels.backends``).
 
     Returns:
         z like ``u`` and the state after the last frame. In the tail, frames before the last reset are zero. All
@@ -85,7 +85,11 @@ def recurrent_mixer(
     if tail is not None:
         tail = tail.to(u.dtype)
     args = (u, v, *parameters, h0, tail, reset, starts)
-    if _registration.needs_autograd(u, v, *parameters, h0, tail):
+    recorded = _registration.needs_autograd(u, v, *parameters, h0, tail)
+    if backend == "cuda" and u.shape[1] == 1 and not recorded:
+        z, h_last, new_tail = _step(*args, backend)
+        return z, (h_last, new_tail)
+    if recorded:
         z, h_last, _ = _RecurrentMixer.apply(*args, backend)
     else:
         z, h_last, _ = _forward(*args, False, backend)
@@ -216,6 +220,11 @@ def _fake_forward(u, v, *args):
     return u.new_empty(u.shape), state, state.new_empty((u.shape[0], saved, *u.shape[2:]))
 
 
+def _fake_step(u, v, conv_weight, *args):
+    z, state, _ = _fake_forward(u, v, conv_weight, *args[:-1], False, args[-1])
+    return z, state, u.new_empty((u.shape[0], conv_weight.shape[0] - 1, *u.shape[2:]))
+
+
 def _fake_backward(dz, dh_last, u, v, conv_weight, *args):
     dtype = state_dtype(u.dtype)
     *parameters, a_imag, _h0, _tail, _reset, _starts, _states, _backend = args
@@ -260,6 +269,13 @@ _forward = _registration.define(
     f"({_INPUTS}, bool save_states, str backend) -> (Tensor z, Tensor h_last, Tensor states)",
     room=__package__,
     fake=_fake_forward,
+    flops=_flops_forward,
+)
+_step = _registration.define(  # one frame, with the tail behind it
+    "recurrent_mixer_step",
+    f"({_INPUTS}, str backend) -> (Tensor z, Tensor h_last, Tensor tail)",
+    room=__package__,
+    fake=_fake_step,
     flops=_flops_forward,
 )
 _backward = _registration.define(

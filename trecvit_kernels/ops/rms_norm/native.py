@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels import _native
+from trecvit_kernels.ops._compiled import DTYPE_CODES, dense, empty, pointer
 from trecvit_kernels.ops._dtypes import state_dtype
-from trecvit_kernels.ops._native import DTYPE_CODES, dense, empty, pointer, threads
+from trecvit_kernels.ops._native import threads
 
 
 def rms_norm_forward(x: Tensor, scale: Tensor, eps: float) -> Tensor:

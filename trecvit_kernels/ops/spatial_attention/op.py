@@ -15,7 +15,7 @@ from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops.spatial_attention import reference, sdpa
 
 NAME = "spatial_attention"
-BACKENDS = ("reference", "sdpa", "triton")
+BACKENDS = ("reference", "sdpa", "triton", "cuda")
 _MOST_TOKENS, _MOST_CHANNELS = 256, 128  # of a frame and head that the kernels hold on chip
 
 
@@ -30,11 +30,12 @@ def spatial_attention(
         num_heads: H.
         scale: factor on the scores; None means 1/sqrt(D).
         backend: ``"reference"``, ``"sdpa"`` (PyTorch's scaled_dot_product_attention on views of qkv), ``"triton"``
-            (one pass over qkv; as ``"sdpa"`` for more than 256 tokens or D > 128) or None.
+            or ``"cuda"`` (one pass over qkv; as ``"sdpa"`` for more than 256 tokens or D > 128, ``"cuda"`` also for
+            float64) or None.
 
     Returns:
-        (..., N, H D) in the dtype of qkv. The ``"triton"`` backend keeps qkv, the result and one number per query and
-        head for its backward pass and has first derivatives only.
+        (..., N, H D) in the dtype of qkv. The ``"triton"`` and ``"cuda"`` backends keep qkv, the result and one number
+        per query and head for their backward pass and have first derivatives only.
 
     Under autocast qkv is cast to the autocast dtype.
 
@@ -57,7 +58,7 @@ def spatial_attention(
         raise ValueError(f"{NAME}: scale must be finite, got {scale}")
     (qkv,) = _registration.autocast(qkv.device.type, qkv)
     backend = backends.select(NAME, backend, qkv.device.type, BACKENDS)
-    if backend == "triton" and is_single_pass(qkv.shape[-2], qkv.shape[-1] // (3 * num_heads)):
+    if has_kernel(backend, qkv.dtype, qkv.shape[-2], qkv.shape[-1] // (3 * num_heads)):
         if scale is None:
             scale = (qkv.shape[-1] // (3 * num_heads)) ** -0.5
         if _registration.needs_autograd(qkv):
@@ -67,8 +68,10 @@ def spatial_attention(
     return run(qkv, num_heads, scale=scale)
 
 
-def is_single_pass(tokens: int, head_dim: int) -> bool:
-    """Whether the kernels hold a frame and head on chip; PyTorch's attention takes the others."""
+def has_kernel(backend: str, dtype: torch.dtype, tokens: int, head_dim: int) -> bool:
+    """Whether a backend holds such a frame and head on chip; PyTorch's attention takes the others."""
+    if backend not in ("triton", "cuda") or (backend == "cuda" and dtype == torch.float64):
+        return False
     return tokens <= _MOST_TOKENS and head_dim <= _MOST_CHANNELS
 
 

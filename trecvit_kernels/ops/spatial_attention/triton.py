@@ -20,6 +20,7 @@ from trecvit_kernels.ops._triton import (
     recording,
     variant_of,
 )
+from trecvit_kernels.ops._views import framed
 from trecvit_kernels.ops.spatial_attention._triton_kernels import backward_kernel, forward_kernel
 
 _LOG2E = 1.4426950408889634
@@ -125,15 +126,6 @@ def _strides_of(name: str, x: Tensor) -> dict[str, int]:
     return {f"{name}_stride_{dim}": stride for dim, stride in zip("btn", x.stride(), strict=False)}
 
 
-def _framed(x: Tensor) -> Tensor:
-    """(..., N, C) as (B, T, N, C) with contiguous channels: a view where the strides allow it, else a copy."""
-    lead = x.shape[:-2]
-    if len(lead) != 2:
-        outer = lead[0] if len(lead) > 1 else 1
-        x = x.reshape(outer, lead[1:].numel() if len(lead) > 1 else lead.numel(), *x.shape[-2:])
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def spatial_attention_forward(
     qkv: Tensor, num_heads: int, scale: float, save_lse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -144,7 +136,7 @@ def spatial_attention_forward(
     lse = torch.empty((*lead, num_heads, tokens if save_lse else 0), dtype=dtype, device=qkv.device)
     if out.numel() == 0:
         return out, lse
-    call = _Frames("forward", _framed(qkv), num_heads, scale)
+    call = _Frames("forward", framed(qkv), num_heads, scale)
     with on_device_of(qkv):
         launch(
             forward_kernel,
@@ -162,8 +154,8 @@ def spatial_attention_backward(
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if dqkv.numel() == 0:
         return dqkv
-    dout, out, lse = _framed(dout), out.contiguous(), lse.contiguous()
-    call = _Frames("backward", _framed(qkv), num_heads, scale)
+    dout, out, lse = framed(dout), out.contiguous(), lse.contiguous()
+    call = _Frames("backward", framed(qkv), num_heads, scale)
     single = call.tile.resident and call.tile.pieces == (call.tile.block,) and call.tokens <= call.tile.block
     rows = None
     if call.tile.resident and not single:

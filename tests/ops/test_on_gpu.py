@@ -1,15 +1,17 @@
-"""What only a GPU can show about the Triton kernels: CUDA graphs, streams, no synchronisation, very large tensors."""
+"""What only a GPU can show about its kernels: CUDA graphs, streams, no synchronisation, very large tensors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from trecvit_kernels import backends
+
 from ._suite import OPS, cotangents_for, named_outputs, on, run, truth
 from .test_framework import _call
 
 pytestmark = [
-    pytest.mark.about("triton"),
+    pytest.mark.parametrize("backend", ("triton", "cuda")),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU"),
 ]
 _CASES = {
@@ -20,10 +22,16 @@ _CASES = {
 }
 
 
-def _step(op):
+@pytest.fixture(autouse=True)
+def _available(backend):
+    if reason := backends.available()[backend].reason:
+        pytest.skip(f"not available: {reason}")
+
+
+def _step(op, backend):
     """(function of tensors giving outputs and gradients, those tensors), on the GPU."""
     expected = truth(op, op.case(_CASES[op.name]))
-    function, tensors = _call(op, on("cuda", expected.inputs), "triton")
+    function, tensors = _call(op, on("cuda", expected.inputs), backend)
     cotangents = list(on("cuda", expected.cotangents).values())
 
     def step(*values):
@@ -37,9 +45,9 @@ def _step(op):
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_cuda_graph(name):
+def test_cuda_graph(name, backend):
     """Forward and backward, captured and replayed on other values in the same memory."""
-    step, tensors = _step(OPS[name])
+    step, tensors = _step(OPS[name], backend)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -58,8 +66,8 @@ def test_cuda_graph(name):
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_nothing_synchronises(name):
-    step, tensors = _step(OPS[name])
+def test_nothing_synchronises(name, backend):
+    step, tensors = _step(OPS[name], backend)
     expected = step(*tensors)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -72,9 +80,9 @@ def test_nothing_synchronises(name):
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_other_streams(name):
+def test_other_streams(name, backend):
     """Kernels run on the stream that is current, after what it holds already."""
-    step, tensors = _step(OPS[name])
+    step, tensors = _step(OPS[name], backend)
     expected = step(*tensors)
     torch.cuda.synchronize()
     late = [torch.zeros_like(tensor) for tensor in tensors]
@@ -92,7 +100,7 @@ def test_other_streams(name):
 
 @pytest.mark.large
 @pytest.mark.parametrize("name", _CASES)
-def test_more_than_2_to_the_31_elements(name):
+def test_more_than_2_to_the_31_elements(name, backend):
     """Contiguous tensors of so many elements; the last tokens (frames) as if they were alone."""
     op = OPS[name]
     if torch.cuda.get_device_properties().total_memory < 100e9:
@@ -120,21 +128,21 @@ def test_more_than_2_to_the_31_elements(name):
             large[key] = None if key in ("h0", "state") else value
     alone = {key: None if key in ("h0", "state") else value for key, value in small.items()}
     with torch.no_grad():
-        got = named_outputs(op, op.function(**large, backend="triton"))[op.outputs[0]]
-        expected = named_outputs(op, op.function(**alone, backend="triton"))[op.outputs[0]]
+        got = named_outputs(op, op.function(**large, backend=backend))[op.outputs[0]]
+        expected = named_outputs(op, op.function(**alone, backend=backend))[op.outputs[0]]
     # Not bit for bit: the number of sequences may choose another launch.
     torch.testing.assert_close(got.narrow(dim, count - few, few), expected)
     assert not got.narrow(dim, 0, few).isnan().any()
 
 
-def test_results_do_not_change_from_run_to_run():
+def test_results_do_not_change_from_run_to_run(backend):
     """Races show as bits that change; sums have a fixed order."""
     for name in _CASES:
         op = OPS[name]
         inputs = on("cuda", truth(op, op.case(_CASES[name])).inputs)
-        cotangents = cotangents_for(run(op, inputs, "triton", None).outputs)
-        for schedule in op.schedules("triton"):
-            first = dict(run(op, inputs, "triton", cotangents, schedule).items())
+        cotangents = cotangents_for(run(op, inputs, backend, None).outputs)
+        for schedule in op.schedules(backend):
+            first = dict(run(op, inputs, backend, cotangents, schedule).items())
             for _ in range(20):
-                again = run(op, inputs, "triton", cotangents, schedule)
+                again = run(op, inputs, backend, cotangents, schedule)
                 assert all(value.equal(first[key]) for key, value in again.items()), (name, schedule)
