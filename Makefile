@@ -6,7 +6,7 @@
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA
 # libraries; for the smaller CPU build: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# With nvcc the CUDA kernels are built too, for this machine's GPU or, without one, for sm_90a; CUDA_ARCHITECTURES names others.
+# With nvcc the CUDA kernels are built too, for the GPU of this machine (none: sm_90a); CUDA_ARCHITECTURES names others.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -26,7 +26,7 @@ INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory
     triton_traffic.py)
 # The same for the CUDA kernels in tests/simt, which is fast enough for gradcheck.
 SIMULATION := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
-    gradcheck.py thread_orders.py residual_norm.py) \
+    gradcheck.py thread_orders.py residual_norm.py long.py) \
     tests/test_simt.py tests/models/test_cuda_streaming.py
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.

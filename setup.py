@@ -55,6 +55,8 @@ class BuildWithCMake(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
+            # Options are those of this call, not what an earlier one left in the build tree.
+            *(f"-UTRECVIT_{name}" for name in ("CUDA", "CUDA_ARCHITECTURES", "SANITIZE", "SIMT")),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         subprocess.run(configure, check=True)

@@ -32,9 +32,9 @@ GROUPS: dict[str, tuple[Callable[[Setting], Iterator[Comparison]], int]] = {
     "recurrent_mixer": (gpu_rows.recurrent_mixer, 90),
     "spatial_attention": (gpu_rows.spatial_attention, 60),
     "linear_scan": (gpu_rows.linear_scan, 90),
+    "cuda": (gpu_cuda.cuda, 60),
     "streaming": (gpu_models.streaming, 60),
     "training": (gpu_models.training, 150),
-    "cuda": (gpu_cuda.cuda, 60),
 }
 _BY_THE_WALL = ("streaming", "training")
 _WIDEST = 64

@@ -46,7 +46,6 @@ namespace trecvit::gpu {
 TRECVIT_DEVICE int thread_index() { return int(threadIdx.x); }
 TRECVIT_DEVICE int block_threads() { return int(blockDim.x); }
 TRECVIT_DEVICE int64_t block_index() { return int64_t(blockIdx.x); }
-TRECVIT_DEVICE int64_t grid_blocks() { return int64_t(gridDim.x); }
 
 // Barriers. They also order what the waiting threads did to shared and global memory.
 TRECVIT_DEVICE void sync_block() { __syncthreads(); }
@@ -241,20 +240,10 @@ TRECVIT_DEVICE void wait_tagged(const uint64_t* from, uint32_t tag, uint32_t (&v
   } while (!all);
 }
 
-// Elementary functions of the special function units, a few ulp: 2^x, 1/x, sqrt(x) (of a denormal too). Subnormal results of exp2 are 0.
+// 2^x by the special function units, to two ulp; subnormal results are 0.
 TRECVIT_DEVICE float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-TRECVIT_DEVICE float fast_reciprocal(float x) {
-  float y;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-TRECVIT_DEVICE float fast_square_root(float x) {
-  float y;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

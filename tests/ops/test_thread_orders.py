@@ -24,17 +24,17 @@ _CASES = {
 
 
 @pytest.mark.parametrize(
-    "op,case", [(op, case) for op, cases in _CASES.items() for case in cases], ids=lambda value: value
+    "room,name", [(room, name) for room, names in _CASES.items() for name in names], ids=lambda value: value
 )
-def test_order_of_threads_changes_nothing(op, case):
-    op = OPS[op]
+def test_order_of_threads_changes_nothing(room, name):
+    op = OPS[room]
     simulator = _cuda.load_simulator(_cuda.SIMULATOR)
-    inputs = op.make_inputs(op.case(case))
+    inputs = op.make_inputs(op.case(name))
     cotangents = cotangents_for(run(op, inputs, "cuda", None).outputs)
     for schedule in op.schedules("cuda"):
         simulator.set_order(0)
         expected = dict(run(op, inputs, "cuda", cotangents, schedule).items())
         for seed in (1, 2, 3):
             simulator.set_order(seed)
-            for name, got in run(op, inputs, "cuda", cotangents, schedule).items():
-                assert torch.equal(got.view(torch.uint8), expected[name].view(torch.uint8)), (name, seed)
+            for output, got in run(op, inputs, "cuda", cotangents, schedule).items():
+                assert torch.equal(got.view(torch.uint8), expected[output].view(torch.uint8)), (output, seed)

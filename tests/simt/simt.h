@@ -78,7 +78,6 @@ using simt::Place;
 inline int thread_index() { return simt::where.thread; }
 inline int block_threads() { return simt::where.threads; }
 inline int64_t block_index() { return simt::where.block; }
-inline int64_t grid_blocks() { return simt::where.blocks; }
 
 inline void sync_block(Place place = Place::here()) { simt::barrier(0, simt::where.threads, place); }
 inline void sync_warp(Place place = Place::here()) { simt::sync_warp(place); }
@@ -238,7 +237,5 @@ inline float fast_exp2(float x) {
   const float y = ::exp2f(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
-inline float fast_reciprocal(float x) { return 1.0f / x; }
-inline float fast_square_root(float x) { return ::sqrtf(x); }
 
 }  // namespace trecvit::gpu
