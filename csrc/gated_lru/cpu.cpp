@@ -3,6 +3,8 @@
 // Serial schedule: one segment. Chunked: every segment but the last first finds its product of decays and its last
 // state from a zero start (`summarise`), a carry scan over segments gives every segment its true start, and all replay.
 // The backward pass recomputes gates and states of `frames_per_state` frames at a time into scratch on the stack.
+#include <new>
+
 #include "../common/blocks.h"
 #include "../common/isa.h"
 #include "params.h"
@@ -105,12 +107,6 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
   const auto* gate_a = lanes.row(p.gate_a, t);
   const auto* v = K::mixer ? lanes.row(p.v, t) : nullptr;
   auto* y = Write ? lanes.row(p.y, t) : nullptr;
-  if (t + 1 < p.frames) {
-    prefetch_at<K>(x + p.x.frame_stride, half, width);
-    prefetch(gate_x + p.gate_x.frame_stride, width);
-    prefetch(gate_a + p.gate_a.frame_stride, width);
-    if (K::mixer && Write) prefetch_at<K>(v + p.v.frame_stride, half, width);
-  }
   if (reset) h.fill(width, S(0));  // whatever it held, NaN too
   alignas(64) S i[kMaxBlock], r[kMaxBlock];
   open_gates<K>(gate_x, lanes.bias_x, width, i);
@@ -135,18 +131,63 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
   }
 }
 
+// Neighbouring blocks go through time side by side: so many that a frame of theirs is a long run, which the processor
+// fetches ahead by itself, and that their states stay in its second cache.
+constexpr int64_t kPanel = 32;
+
+template <class K>
+struct Walker {
+  Lanes<K> lanes;
+  typename K::Vector h;
+};
+
+// Blocks [first, first + count) through a segment, from the states `from` (null: from the start of time).
+template <class K>
+void walk(const GatedLruForward& p, const typename K::S* decay, const Blocks& blocks, int64_t first, int64_t count,
+          Segment segment, const typename K::Vector* from) {
+  const int64_t saved = (p.frames - 1) / p.frames_per_state;
+  const Workspace memory(count * int64_t(sizeof(Walker<K>)));
+  Walker<K>* const walkers = static_cast<Walker<K>*>(memory.data);
+  for (int64_t k = 0; k < count; ++k) {
+    const Lanes<K>& lanes = *new (&walkers[k].lanes) Lanes<K>(p, decay, blocks.at(first + k));
+    if (from) {
+      walkers[k].h = from[k];
+    } else {
+      walkers[k].h.read(lanes.state(p, p.h0, 0, 1), lanes.half, 1, lanes.block.width);
+    }
+  }
+  for (int64_t t = segment.begin; t < segment.end; ++t) {
+    const bool save = p.states && t > 0 && t % p.frames_per_state == 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const Lanes<K>& lanes = walkers[k].lanes;
+      auto& h = walkers[k].h;
+      if (save) h.write(lanes.state(p, p.states, t / p.frames_per_state - 1, saved), lanes.half, 1, lanes.block.width);
+      step_frame<K, true>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
+    }
+  }
+  if (segment.end < p.frames) return;
+  for (int64_t k = 0; k < count; ++k) {
+    const Lanes<K>& lanes = walkers[k].lanes;
+    walkers[k].h.write(lanes.state(p, p.h_last, 0, 1), lanes.half, 1, lanes.block.width);
+  }
+}
+
 template <class K>
 void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks& blocks) {
   using S = typename K::S;
   using Vector = typename K::Vector;
-  const int64_t saved = (p.frames - 1) / p.frames_per_state;
-  const auto start = [&](const Lanes<K>& lanes, int64_t segment, Vector& h) {
-    h.read(segment == 0 ? lanes.state(p, p.h0, 0, 1) : nullptr, lanes.half, 1, lanes.block.width);
-  };
+  if (p.segments == 1) {
+    const int64_t panel = min_of(min_of(kPanel, blocks.rows * blocks.per_run), ceil_div(blocks.count(), p.threads));
+    const int64_t panels = ceil_div(blocks.count(), panel);
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (int64_t i = 0; i < panels; ++i)
+      walk<K>(p, decay, blocks, i * panel, min_of(panel, blocks.count() - i * panel), {0, p.frames}, nullptr);
+    return;
+  }
   const auto summarise = [&](int64_t block, int64_t s, Vector& h, Vector& product) {
     const Lanes<K> lanes(p, decay, blocks.at(block));
     const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
-    start(lanes, s, h);
+    h.read(s == 0 ? lanes.state(p, p.h0, 0, 1) : nullptr, lanes.half, 1, lanes.block.width);
     product.fill(lanes.block.width, S(1));
     for (int64_t t = segment.begin; t < segment.end; ++t) {
       const bool reset = resets_at(p, lanes.block.batch, t);
@@ -155,21 +196,7 @@ void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks&
     }
   };
   const auto replay = [&](int64_t block, int64_t s, const Vector* from) {
-    const Lanes<K> lanes(p, decay, blocks.at(block));
-    const int64_t width = lanes.block.width;
-    const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
-    Vector h;
-    if (from) {
-      h = *from;
-    } else {
-      start(lanes, s, h);
-    }
-    for (int64_t t = segment.begin; t < segment.end; ++t) {
-      if (p.states && t > 0 && t % p.frames_per_state == 0)
-        h.write(lanes.state(p, p.states, t / p.frames_per_state - 1, saved), lanes.half, 1, width);
-      step_frame<K, true>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
-    }
-    if (segment.end == p.frames) h.write(lanes.state(p, p.h_last, 0, 1), lanes.half, 1, width);
+    walk<K>(p, decay, blocks, block, 1, segment_at(s, p.segments, p.frames, p.frames_per_state), from);
   };
   const auto cuts = [&](int64_t block, int64_t s) {
     const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
