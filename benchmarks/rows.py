@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,33 @@ class Result:
         if self.limit is None or self.ratio is None:
             return None
         return self.ratio <= self.limit if self.floor else self.ratio >= self.limit
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Values to be found that are no ratio: FLOPs, bytes, latencies. ``run`` finds them.
+
+    Attributes:
+        suite, what: which suite, and of what.
+        at: the point at which they are taken, such as {"frames": 32, "mode": "training"}.
+        run: returns the values by name, numbers or lists of numbers, in SI units; a "note" may be among them.
+    """
+
+    suite: str
+    what: str
+    at: Mapping[str, int | str]
+    run: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A measured ``Measurement``, as it goes into the JSON file."""
+
+    suite: str
+    what: str
+    at: dict[str, int | str]
+    values: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 def measure(row: Comparison, clock: Clock = seconds) -> Result:

@@ -33,9 +33,7 @@ class DeviceScope {
     if (check(cudaGetDevice(&before_), "cudaGetDevice") && before_ != launch.device)
       changed_ = check(cudaSetDevice(launch.device), "cudaSetDevice");
   }
-  ~DeviceScope() {
-    if (changed_) cudaSetDevice(before_);
-  }
+  ~DeviceScope() { restore(); }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
@@ -62,10 +60,18 @@ class DeviceScope {
   void clear(void* memory, int64_t bytes) {
     if (!error_ && bytes > 0) check(cudaMemsetAsync(memory, 0, size_t(bytes), stream_), "cudaMemsetAsync");
   }
-  // Null if all went well.
-  const char* error() const { return error_; }
+  // Ends the scope. Null if all went well.
+  const char* error() {
+    restore();
+    return error_;
+  }
 
  private:
+  void restore() {
+    if (!changed_) return;
+    changed_ = false;
+    check(cudaSetDevice(before_), "cudaSetDevice");
+  }
   bool check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return true;
     cudaGetLastError();  // the error is reported here: the next call should not see it again
@@ -73,6 +79,7 @@ class DeviceScope {
     return false;
   }
   void fail(const char* what, const char* why) {
+    if (error_) return;  // the first one counts
     static thread_local char text[512];
     snprintf(text, sizeof text, "%s: %s", what, why);
     error_ = text;

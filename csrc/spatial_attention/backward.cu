@@ -297,20 +297,7 @@ void launch_backward(DeviceScope& scope, const SpatialAttentionBackward& p, cons
 
 extern "C" const char* trecvit_cuda_spatial_attention_backward(const SpatialAttentionBackward* p,
                                                                const CudaLaunch* launch) {
-  if (is_empty(*p)) return nullptr;
-  if (const char* reason = refusal(*p)) return reason;
-  DeviceScope scope(*launch);
-  switch (p->dtype) {
-    case DType::kBFloat16:
-      launch_backward<BFloat16>(scope, *p, *launch);
-      break;
-    case DType::kFloat16:
-      launch_backward<Float16>(scope, *p, *launch);
-      break;
-    default:
-      launch_backward<float>(scope, *p, *launch);
-  }
-  return scope.error();
+  return dispatch(*p, *launch, [&](auto io, DeviceScope& scope) { launch_backward<decltype(io)>(scope, *p, *launch); });
 }
 
 extern "C" int64_t trecvit_cuda_spatial_attention_backward_workspace(const SpatialAttentionBackward* p,

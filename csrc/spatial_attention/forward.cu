@@ -198,20 +198,7 @@ void launch_forward(DeviceScope& scope, const SpatialAttentionForward& p, const 
 
 extern "C" const char* trecvit_cuda_spatial_attention_forward(const SpatialAttentionForward* p,
                                                               const CudaLaunch* launch) {
-  if (is_empty(*p)) return nullptr;
-  if (const char* reason = refusal(*p)) return reason;
-  DeviceScope scope(*launch);
-  switch (p->dtype) {
-    case DType::kBFloat16:
-      launch_forward<BFloat16>(scope, *p, *launch);
-      break;
-    case DType::kFloat16:
-      launch_forward<Float16>(scope, *p, *launch);
-      break;
-    default:
-      launch_forward<float>(scope, *p, *launch);
-  }
-  return scope.error();
+  return dispatch(*p, *launch, [&](auto io, DeviceScope& scope) { launch_forward<decltype(io)>(scope, *p, *launch); });
 }
 
 extern "C" int64_t trecvit_cuda_spatial_attention_forward_workspace(const SpatialAttentionForward*, const CudaLaunch*) {

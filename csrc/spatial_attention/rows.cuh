@@ -90,6 +90,25 @@ inline bool is_empty(const SpatialAttentionForward& p) {
   return p.batch * p.frames * p.tokens * p.heads * p.head_dim == 0;
 }
 
+// Calls run(IO{}, scope), which launches, for the dtype of the parameters. Null, or what was wrong.
+template <class Run>
+const char* dispatch(const SpatialAttentionForward& p, const CudaLaunch& launch, Run run) {
+  if (is_empty(p)) return nullptr;
+  if (const char* reason = refusal(p)) return reason;
+  DeviceScope scope(launch);
+  switch (p.dtype) {
+    case DType::kBFloat16:
+      run(BFloat16{}, scope);
+      break;
+    case DType::kFloat16:
+      run(Float16{}, scope);
+      break;
+    default:
+      run(float{}, scope);
+  }
+  return scope.error();
+}
+
 // Host side: whether the rows of all heads start at multiples of 16 bytes, in a view or in a dense array.
 template <class IO>
 bool packs_fit(const void* data, int64_t head_dim) {

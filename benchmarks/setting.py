@@ -1,0 +1,45 @@
+"""Where and how the rows of a run are made."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import gpu_timing
+from benchmarks.timing import Budget, Clock, Work, seconds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run's choices.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtypes: what to measure in; empty: the usual ones of each suite.
+        quick: fewer rounds, no compilation: a look, not a result.
+        tiny: sizes at which everything runs in seconds: a test of the suites themselves.
+        floors_only: compare with floors only, not with peers.
+    """
+
+    device: str = "cpu"
+    dtypes: tuple[torch.dtype, ...] = ()
+    quick: bool = False
+    tiny: bool = False
+    floors_only: bool = False
+
+    @functools.cached_property
+    def clock(self) -> Clock:
+        """Seconds of one call; on a GPU those of the GPU alone, its L2 cache emptied before."""
+        return gpu_timing.Stopwatch() if self.device == "cuda" else seconds
+
+    def wall(self, work: Work) -> float:
+        """Seconds until a call is done, the host's part included."""
+        return gpu_timing.wall(work)
+
+    def budget(self, usual: Budget, quick: Budget) -> Budget:
+        return Budget(0.0, 1, 1) if self.tiny else quick if self.quick else usual
+
+    def dtypes_or(self, *usual: torch.dtype) -> tuple[torch.dtype, ...]:
+        return self.dtypes or usual
