@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trecvit_kernels import backends
 from trecvit_kernels.modules.linear import Linear
+from trecvit_kernels.ops._recipe import Recipe
 from trecvit_kernels.ops.linear import native, op
-from trecvit_kernels.ops.linear.op import linear
+from trecvit_kernels.ops.linear.op import linear, linear_unchecked
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(not backends.available()[name].available, reason=name))
@@ -63,6 +64,21 @@ def test_strides_and_empty_sizes(onednn, monkeypatch):
     torch.testing.assert_close(linear(*nothing, backend="native"), F.linear(*nothing))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lead", ((), (0,), (5,), (2, 0), (2, 3, 4)), ids=str)
+def test_gradients_for_any_leading_shape_and_an_addition_in_place(backend, lead):
+    """The result is no view: autograd would copy the gradient of one that is written over."""
+    x, weight, bias, more = torch.randn(*lead, 4), torch.randn(6, 4), torch.randn(6), torch.randn(*lead, 6)
+    results = {}
+    for name, f in (("ours", lambda *t: linear(*t, backend=backend)), ("plain", F.linear)):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = f(*leaves).add_(more)
+        assert name == "plain" or backend == "reference" or y.grad_fn.name() == "AddBackward0"
+        results[name] = y, *torch.autograd.grad(y.sin().sum(), leaves)
+    for one, other in zip(results["ours"], results["plain"], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.skipif(not backends.available()["native"].available, reason="native")
 def test_non_finite_values_stay_in_their_rows():
     x = torch.randn(3, 8)
@@ -89,6 +105,57 @@ def test_gradients_of_gradients_and_transforms(backend):
     torch.testing.assert_close(gradient, 2 * x.detach() @ w.t() @ w)
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, bias), F.linear(x, weight, bias))
+
+
+def of_a_sine(x, weight, bias, backend):
+    """linear(sin(x)) that keeps x in place of its sine."""
+    sine = x.sin()
+    return linear_unchecked(sine, weight, bias, backend, recipe=Recipe(sine, torch.sin, (x,)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_input_made_again_gives_the_same_bits(backend, dtype, bias):
+    tensors = [torch.randn(3, 17, 45).to(dtype), torch.randn(70, 45).to(dtype)]
+    tensors += [torch.randn(70).to(dtype)] if bias else []
+    dy = torch.randn(3, 17, 70)
+    rest = (backend,) if bias else (None, backend)
+    kept = value_and_gradients(lambda x, *t: linear_unchecked(x.sin(), *t, *rest), tensors, dy)
+    again = value_and_gradients(lambda *t: of_a_sine(*t, *rest), tensors, dy)
+    for one, other in zip(kept, again, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivatives_and_costs_of_an_input_made_again(backend):
+    x, weight, bias = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 3), (5, 3), (5,))
+    )
+
+    def run(*tensors):
+        return of_a_sine(*tensors, backend)
+
+    assert torch.autograd.gradcheck(run, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+    arguments = x.detach(), weight.detach(), bias.detach()
+    for index in range(3):
+        dims = tuple(0 if argument is arguments[0] else None for argument in arguments)
+        each = torch.func.vmap(
+            torch.func.grad(lambda *t: run(*t).square().sum(), argnums=index), in_dims=dims
+        )(*arguments)
+        for row, got in zip(x.detach(), each, strict=True):
+            leaves = [row.clone().requires_grad_(), weight, bias]
+            plain = F.linear(leaves[0].sin(), weight, bias).square().sum()
+            torch.testing.assert_close(got, torch.autograd.grad(plain, leaves[index])[0])
+    kept = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        FlopCounterMode(display=False) as counter,
+    ):
+        run(x, weight, bias).sum().backward()
+    assert {t.data_ptr() for t in kept} == {x.data_ptr(), weight.data_ptr()}
+    assert counter.get_total_flops() == 3 * (2 * 4 * 3 * 5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

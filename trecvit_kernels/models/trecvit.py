@@ -298,6 +298,8 @@ class TRecViT(
     def _frame_features(self, encoded: Tensor, kept: dict[str, Tensor] | None = None) -> Tensor:
         """Pre-logits of every frame (B, T, head_width), before the temporal mean."""
         pooled = encoded[:, :, 0] if self.config.pool == "cls" else encoded.mean(dim=2)
+        if pooled.requires_grad:
+            pooled = pooled.contiguous()  # kept for the backward pass, where a view would keep all tokens
         _keep(kept, "head_input", pooled)
         return pooled if self.pre_logits is None else self.pre_logits(pooled).tanh()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trecvit_kernels import backends
+from trecvit_kernels.ops._recipe import Recipe
 from trecvit_kernels.ops.linear import native
 from trecvit_kernels.ops.linear.op import BACKENDS, NAME, linear_unchecked
 
@@ -30,14 +31,24 @@ _PACKED: ContextVar[Mapping[nn.Module, _Packed] | None] = ContextVar("packed_wei
 class Linear(nn.Linear):
     """``nn.Linear`` (same parameters, names and initialisation) computed by ``ops/linear``: (..., in) -> (..., out)."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, recipe: Recipe | None = None) -> Tensor:
+        """``recipe``: how to make the input again, so that the backward pass need not keep it."""
         if not torch.compiler.is_compiling() and (known := _PACKED.get()) is not None:
             packed = known.get(self)
             if packed is not None and packed.is_current(self.weight) and input.dtype == packed.weight.dtype:
                 rows = input.reshape(-1, self.in_features)
                 y = native.linear_forward(rows, packed.copy, self.bias)
                 return y.view(*input.shape[:-1], self.out_features)
-        return linear_unchecked(input, self.weight, self.bias)
+        if recipe is not None and recipe.value is not input:  # a hook has put something in its place
+            recipe = None
+        return linear_unchecked(input, self.weight, self.bias, recipe=recipe)
+
+
+def call_linear(layer: nn.Module, x: Tensor, recipe: Recipe | None) -> Tensor:
+    """``layer(x)``, with the recipe for x if the layer is one of ours: others may have taken its place."""
+    if recipe is None or not isinstance(layer, Linear):
+        return layer(x)
+    return layer(x, recipe)
 
 
 class PackedWeights:

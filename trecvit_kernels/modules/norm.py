@@ -1,11 +1,15 @@
-"""Root-mean-square norm with a scale stored minus one (RecurrentGemma)."""
+"""Root-mean-square norm with a scale stored minus one (RecurrentGemma); what is known about a norm's output."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trecvit_kernels.ops.rms_norm.op import rms_norm
+from trecvit_kernels.ops._recipe import Recipe, worthwhile
+from trecvit_kernels.ops.rms_norm.op import choose, rms_norm
 
 EPS = 1e-6
 
@@ -31,3 +35,25 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.scale.numel()}, eps={self.eps}"
+
+
+def norm_recipe(norm: nn.Module, x: Tensor, y: Tensor) -> Recipe | None:
+    """How to make y = norm(x) again from x, or None where that gains nothing.
+
+    None also for a norm of another class or with hooks, which may have done something else to y.
+    """
+    if not worthwhile(y) or norm._forward_hooks or norm._forward_pre_hooks:
+        return None
+    if type(norm) is RMSNorm:
+        make = partial(rms_norm, eps=norm.eps, backend=choose(x.device.type))
+        return Recipe(y, make, (x, norm.scale))
+    if type(norm) is nn.LayerNorm:
+        make = partial(_layer_norm, shape=norm.normalized_shape, eps=norm.eps)
+        return Recipe(y, make, (x, norm.weight, norm.bias))
+    return None
+
+
+def _layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, shape: tuple[int, ...], eps: float
+) -> Tensor:
+    return F.layer_norm(x, shape, weight, bias, eps)

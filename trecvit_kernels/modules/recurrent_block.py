@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from trecvit_kernels import ops
+from trecvit_kernels import backends, ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import GatedLRU
-from trecvit_kernels.modules.linear import Linear
-from trecvit_kernels.modules.norm import RMSNorm
+from trecvit_kernels.modules.linear import Linear, call_linear
+from trecvit_kernels.modules.norm import RMSNorm, norm_recipe
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
+from trecvit_kernels.ops._recipe import Recipe, worthwhile
+from trecvit_kernels.ops.recurrent_mixer import op as mixer
 
 State = tuple[Tensor, Tensor]
 
@@ -21,7 +25,8 @@ State = tuple[Tensor, Tensor]
 class RecurrentBlock(nn.Module):
     r"""x + linear_out(mixer(linear_x(norm(x)), linear_y(norm(x)))) with the mixer of ``ops.recurrent_mixer``.
 
-    The mixer is causal convolution, gated LRU and GELU gate over time, per token; tokens keep their layout.
+    The mixer is causal convolution, gated LRU and GELU gate over time, per token; tokens keep their layout. For the
+    backward pass it keeps x, the mixer's two inputs and one state every few frames; norm and mixer run again there.
 
     Args:
         width: channels of the tokens. lru_width: channels of the recurrence.
@@ -98,9 +103,9 @@ class RecurrentBlock(nn.Module):
     ) -> tuple[Residual, State]:
         """``forward`` without its checks, the residual addition left to whoever comes next."""
         x, y = stream.normed(self.norm)
-        z, state = ops.recurrent_mixer(
-            self.linear_x(y),
-            self.linear_y(y),
+        again = norm_recipe(self.norm, x, y)
+        u, v = call_linear(self.linear_x, y, again), call_linear(self.linear_y, y, again)
+        parameters = (
             self.conv_1d.weight,
             self.conv_1d.bias,
             self.rg_lru.input_gate.weight,
@@ -109,7 +114,17 @@ class RecurrentBlock(nn.Module):
             self.rg_lru.a_gate.bias,
             self.rg_lru.a_param,
             self.rg_lru.a_imag_param,
-            state=state,
-            reset=reset,
         )
-        return Residual(x, self.linear_out(z)), state
+        z, new_state = ops.recurrent_mixer(u, v, *parameters, state=state, reset=reset)
+        again = None
+        if worthwhile(z):
+            again = _mixer_recipe(z, u, v, *parameters, *(state or (None, None)), reset)
+        return Residual(x, call_linear(self.linear_out, z, again)), new_state
+
+
+def _mixer_recipe(z: Tensor, *tensors: Tensor | None) -> Recipe | None:
+    """How to make z, the mixer's output, again from its inputs."""
+    backend = backends.select(mixer.NAME, None, z.device.type, mixer.BACKENDS)
+    if backend == "reference":  # keeps what it computes on the way, z too
+        return None
+    return Recipe(z, partial(mixer.mixed_again, backend=backend), tensors)

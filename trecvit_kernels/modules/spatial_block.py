@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,9 +11,11 @@ from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
-from trecvit_kernels.modules.linear import Linear
+from trecvit_kernels.modules.linear import Linear, call_linear
+from trecvit_kernels.modules.norm import norm_recipe
 from trecvit_kernels.ops._dtypes import REAL
-from trecvit_kernels.ops.gelu.op import gelu_tanh
+from trecvit_kernels.ops._recipe import Recipe, worthwhile
+from trecvit_kernels.ops.gelu.op import choose, gelu_tanh
 
 EPS = 1e-6
 
@@ -21,7 +25,9 @@ class SpatialBlock(nn.Module):
     others.
 
     LayerNorm eps 1e-6, tanh GELU, dropout after attention, inside and after the MLP (Dosovitskiy et al.,
-    arXiv 2010.11929, as in big_vision).
+    arXiv 2010.11929, as in big_vision). For the backward pass it keeps the input of each norm, the packed queries, keys
+    and values, the attention's output and the input of the GELU (with dropout also its output); norms and GELU are
+    computed again.
 
     Args:
         width: channels. mlp_dim: hidden channels of the MLP. num_heads: attention heads, dividing width.
@@ -73,14 +79,22 @@ class SpatialBlock(nn.Module):
     def mix(self, stream: Residual) -> Residual:
         """``forward`` without its checks, the last residual addition left to whoever comes next."""
         x, y = stream.normed(self.norm_1)
-        x, y = Residual(x, self._drop(self._attend(y))).normed(self.norm_2)
-        return Residual(x, self._drop(self._mlp(y)))
+        branch = self._attend(y, norm_recipe(self.norm_1, x, y))
+        x, y = Residual(x, self._drop(branch)).normed(self.norm_2)
+        return Residual(x, self._drop(self._mlp(y, norm_recipe(self.norm_2, x, y))))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        return self.out(ops.spatial_attention(self.qkv(x), self.num_heads))
+    def _attend(self, x: Tensor, again: Recipe | None) -> Tensor:
+        return self.out(ops.spatial_attention(call_linear(self.qkv, x, again), self.num_heads))
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp_out(self._drop(gelu_tanh(self.mlp_in(x))))
+    def _mlp(self, x: Tensor, again: Recipe | None) -> Tensor:
+        hidden = call_linear(self.mlp_in, x, again)
+        y = gelu_tanh(hidden)
+        dropped = self._drop(y)
+        if dropped is not y or not worthwhile(y):
+            del hidden  # in inference nobody needs it during the product
+            return self.mlp_out(dropped)
+        make = partial(gelu_tanh, backend=choose(y.device.type))
+        return call_linear(self.mlp_out, y, Recipe(y, make, (hidden,)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout, self.training) if self.dropout and self.training else x

@@ -37,13 +37,18 @@ def gelu_tanh(x: Tensor, *, backend: str | None = None) -> Tensor:
     """
     check_tensor(NAME, "x", x)
     check_dtype(NAME, "x", x, REAL)
-    if backend is None and x.device.type != "cpu":
-        backend = "reference"
-    if backends.select(NAME, backend, x.device.type, BACKENDS) == "reference":
+    if choose(x.device.type, backend) == "reference":
         return reference.gelu_tanh(x)
     if _registration.needs_autograd(x):
         return _Gelu.apply(x, "native")
     return _forward(x, "native")
+
+
+def choose(device: str, backend: str | None = None) -> str:
+    """Name of the backend of a call on tensors of this device type that asks for ``backend``."""
+    if backend is None and device != "cpu":
+        backend = "reference"
+    return backends.select(NAME, backend, device, BACKENDS)
 
 
 def _fake_forward(x, backend):

@@ -81,19 +81,37 @@ def recurrent_mixer(
     if backend == "reference":
         return reference.recurrent_mixer(u, v, *parameters, state=state, reset=reset)
     h0, tail = (None, None) if state is None else state
-    starts = first_step_resets(reset, h0)
     if tail is not None:
         tail = tail.to(u.dtype)
-    args = (u, v, *parameters, h0, tail, reset, starts)
-    recorded = _registration.needs_autograd(u, v, *parameters, h0, tail)
+    tensors = (u, v, *parameters, h0, tail, reset)
+    recorded = _registration.needs_autograd(*tensors)
     if backend == "cuda" and u.shape[1] == 1 and not recorded:
-        z, h_last, new_tail = _step(*args, backend)
+        z, h_last, new_tail = _step(*tensors, first_step_resets(reset, h0), backend)
         return z, (h_last, new_tail)
-    if recorded:
-        z, h_last, _ = _RecurrentMixer.apply(*args, backend)
-    else:
-        z, h_last, _ = _forward(*args, False, backend)
+    z, h_last = _mix(tensors, first_step_resets(reset, h0), recorded, backend)
     return z, (h_last, _new_tail(u, tail, reset, conv_weight.shape[0]))
+
+
+def mixed_again(*tensors: Any, backend: str) -> Tensor:
+    """z of a former call, without its checks and its new state.
+
+    Args:
+        tensors: u, v, the eight parameters, h and tail (None and None without a state) and reset of that call.
+        backend: the one that ran, not the reference.
+    """
+    u, v, *parameters, h0, tail, reset = tensors
+    u, v = _registration.autocast(u.device.type, u, v)
+    tensors = (u, v, *parameters, h0, None if tail is None else tail.to(u.dtype), reset)
+    return _mix(tensors, first_step_resets(reset, h0), _registration.needs_autograd(*tensors), backend)[0]
+
+
+def _mix(tensors: tuple[Any, ...], starts: bool, recorded: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """(z, state after the last frame) of u, v, parameters, h0, tail and reset."""
+    if recorded:
+        z, h_last, _ = _RecurrentMixer.apply(*tensors, starts, backend)
+    else:
+        z, h_last, _ = _forward(*tensors, starts, False, backend)
+    return z, h_last
 
 
 def _new_tail(u: Tensor, tail: Tensor | None, reset: Tensor | None, taps: int) -> Tensor:

@@ -39,13 +39,18 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float, *, backend: str | None = None
     check_tensor(NAME, "x", x, ndim_at_least=1)
     check_dtype(NAME, "x", x, REAL)
     check_like(NAME, "scale", scale, shape=x.shape[-1:], dtypes=REAL, device=x.device)
-    if backend is None and x.device.type != "cpu":
-        backend = "reference"
-    if backends.select(NAME, backend, x.device.type, BACKENDS) == "reference":
+    if choose(x.device.type, backend) == "reference":
         return reference.rms_norm(x, scale, eps)
     if _registration.needs_autograd(x, scale):
         return _RMSNorm.apply(x, scale, eps, "native")
     return _forward(x, scale, eps, "native")
+
+
+def choose(device: str, backend: str | None = None) -> str:
+    """Name of the backend of a call on tensors of this device type that asks for ``backend``."""
+    if backend is None and device != "cpu":
+        backend = "reference"
+    return backends.select(NAME, backend, device, BACKENDS)
 
 
 def _fake_forward(x, scale, eps, backend):
