@@ -1,6 +1,6 @@
 """trecvit_kernels: recurrent video transformers and the kernels under them."""
 
-from trecvit_kernels import accounting, backends, modules, ops, video
+from trecvit_kernels import accounting, backends, integrations, modules, ops, video
 from trecvit_kernels.models import Stream, TRecViT, TRecViTConfig, create_model, load_official_checkpoint
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __all__ = [
     "accounting",
     "backends",
     "create_model",
+    "integrations",
     "load_official_checkpoint",
     "modules",
     "ops",
