@@ -1,7 +1,8 @@
 # make demo [VIDEO=path]   a video from file to logits, whole and frame by frame, and the table against ViViT-L
 # make test                linters, type checker, sanitizers, the GPU kernels executed on the CPU and compiled, tests
 # make aot                 every Triton kernel compiled for five GPU architectures (make test: for sm_90 alone)
-# make lint | sanitize | interpret | simt | bench | clean
+# make bench [ARGS="ops --quick"]   speed, memory and FLOPs beside others: python -m benchmarks --help
+# make lint | sanitize | interpret | simt | clean
 #
 # Everything runs in .venv, which is made on first use and follows pyproject.toml, constraints.txt and csrc/.
 # A fresh machine needs Python 3.10+, a C++ compiler and make. On Linux the package index's torch brings CUDA

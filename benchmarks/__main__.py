@@ -1,113 +1,260 @@
-"""``python -m benchmarks``: every row of the comparison, measured side by side in one run."""
+"""``python -m benchmarks``: trecvit_kernels measured side by side with its peers and its floors."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-from benchmarks import hardware, huge_pages, memory, model, ops, report
-from benchmarks.rows import Comparison, Result, measure
-from benchmarks.timing import Budget
+from benchmarks.suites import SUITES
 
-Rows = Callable[..., Iterator[Comparison]]
-GROUPS: dict[str, tuple[Rows, Budget, Budget]] = {  # rows, usual budget, quick budget
-    "ops": (ops.rows, Budget(1.5, 5, 60), Budget(0.3, 3, 20)),
-    "layer": (model.layer_rows, Budget(8.0, 5, 30), Budget(1.0, 2, 5)),
-    "model": (model.rows, Budget(36.0, 5, 15), Budget(1.0, 1, 3)),
-    "streaming": (model.streaming_rows, Budget(12.0, 7, 40), Budget(1.0, 2, 5)),
-}
-NAMES = (*GROUPS, "memory")
+# Whatever needs PyTorch is imported inside the commands, so that --help and wrong words answer at once.
+if TYPE_CHECKING:
+    import torch
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+
+_HELP = """Measure speed, memory and FLOPs of trecvit_kernels beside its peers and its floors.
+
+\b
+python -m benchmarks                         everything, on the CPU
+python -m benchmarks ops --quick             one suite, few rounds, nothing compiled: a look, not a result
+python -m benchmarks --device cuda --save    everything, on a GPU, for benchmarks/results
+python -m benchmarks ops model --out x.json  two suites, into a file; stopped, the same command goes on
+python -m benchmarks report                  tables and figures of README.md and docs/ from the result files
+python -m benchmarks compare OLD NEW         what became slower or faster beyond noise
+
+\b
+Suites:
+""" + "\n".join(f"  {name:<13} {what}" for name, what in SUITES.items())
 
 
-@app.callback(invoke_without_command=True)
-def main(
-    context: typer.Context,
-    quick: Annotated[
-        bool, typer.Option(help="Fewer rounds, no torch.compile: a look, not a result.")
+class _RunByDefault(TyperGroup):
+    """``run`` may be left out, and --help shows its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.commands["run"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    help=_HELP,
+    subcommand_metavar="[run] [SUITE]... | COMMAND [ARGS]...",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer rounds, no torch.compile.")]
+OldFile = Annotated[Path, typer.Argument(metavar="OLD", exists=True, dir_okay=False, help="Result file.")]
+NewFile = Annotated[Path, typer.Argument(metavar="NEW", exists=True, dir_okay=False, help="A later one.")]
+
+
+@app.command()
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SUITE", help="What to measure; nothing: all of it.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="Where to run.")] = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE,...", help=f"Out of {', '.join(DTYPES)}; default: each suite's usual ones."
+        ),
+    ] = "",
+    quick: QuickOption = False,
+    floors_only: Annotated[
+        bool, typer.Option("--floors-only", help="Compare with floors only, not with peers.")
     ] = False,
-    only: Annotated[str, typer.Option(help=f"Groups, by comma, out of {', '.join(NAMES)}.")] = ",".join(
-        NAMES
-    ),
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
-    save: Annotated[bool, typer.Option(help="Write benchmarks/results/<cpu>-<date>.json.")] = False,
-    floors_only: Annotated[bool, typer.Option(help="Compare with floors only, not with peers.")] = False,
-    thp: Annotated[bool, typer.Option(help="Compare runs with and without huge pages instead.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            show_default=False,
+            help="JSON file, written after every row. Rows that it has of the same kernels, machine and settings are"
+            " kept, not measured again: a run that was stopped goes on.",
+        ),
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Likewise into benchmarks/results/<machine>-<date>.json.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure all rows, whatever the file has.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", hidden=True)] = False,  # for tests: sizes without meaning
 ) -> None:
-    """Measure trecvit_kernels side by side with its peers and its floors, on the CPU."""
-    if context.invoked_subcommand is not None:
-        return
-    groups = [name.strip() for name in only.split(",")]
-    if unknown := [name for name in groups if name not in NAMES]:
-        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(NAMES)}", param_hint="--only")
+    """Measure suites. The word run may be left out."""
+    chosen = _suites(names or [])
+    dtypes = [word.strip() for word in dtype.split(",")] if dtype else []
+    if unknown := [word for word in dtypes if word not in DTYPES]:
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(DTYPES)}", param_hint="--dtype")
+    if device not in DEVICES:
+        raise typer.BadParameter(f"{device}: known are {', '.join(DEVICES)}", param_hint="--device")
+    if out is not None and save:
+        raise typer.BadParameter("--save names the file itself: give one of the two", param_hint="--out")
+    if tiny and save:
+        raise typer.BadParameter("sizes of --tiny say nothing about speed", param_hint="--save")
+
+    import torch
+    from rich.console import Console
+
+    from benchmarks import report
+    from benchmarks import run as runs
+    from benchmarks.setting import Setting
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("cuda: PyTorch sees no GPU here", param_hint="--device")
+    at = Setting(device, _dtypes(dtypes), quick=quick, tiny=tiny, floors_only=floors_only)
+    notes = Console(stderr=True)
+    command = _command(names or [], device, dtypes, quick, floors_only, save, tiny)
+    path = _default_path(device) if save else out
+    try:
+        ledger = runs.open_ledger(path, at, command, fresh, lambda text: runs.say(notes, text))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from error
+    stopped = False
+    # kill is as Ctrl-C: what is there is shown.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        runs.go(chosen, at, ledger, notes)
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
     console = Console() if sys.stdout.isatty() else Console(width=180)
-    if thp:
-        timed = [name for name in groups if name in GROUPS]
-        huge_pages.compare(console, [*(["--quick"] if quick else []), "--only", ",".join(timed)])
-        return
-    torch.manual_seed(0)
-    # PyTorch's default number of threads: what a user gets.
-    run: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks", *_own_arguments()]),
-        "date": report.today(),
-        "hardware": hardware.describe(),
-        "rates": hardware.rates(),
-    }
-    results = []
-    for result in _results(groups, quick, floors_only):
-        results.append(result)
-        print(
-            "  ".join(filter(None, report.cells(result, run["rates"]["copy"]))), file=sys.stderr, flush=True
-        )
-    report.show(console, results, run)
-    for path in filter(None, (out, report.default_path(run) if save else None)):
-        report.save(path, results, run)
-        console.print(f"Wrote {path}")
-    if any(result.note.startswith("not timed") for result in results):
+    rows, records = ledger.of(chosen)
+    report.show(console, rows, ledger.about, records)
+    if path is not None and path.exists():
+        console.print(f"Wrote {path}", soft_wrap=True)
+    if stopped:
+        again = f"the same command goes on from {path}" if path else "with --out a stopped run can go on"
+        runs.say(notes, f"Stopped: {again}")
+        raise typer.Exit(_INTERRUPTED)
+    failed = [f"{found.suite}: {found.what}: {found.note}" for found in ledger.failures(chosen)]
+    if failed:
+        runs.say(notes, "\n".join([*failed, f"{len(failed)} rows failed"]))
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    old: OldFile,
+    new: NewFile,
+    noise: Annotated[
+        float, typer.Option(min=0.0, help="Least change of a ratio that counts, as a share.")
+    ] = 0.05,
+    fail: Annotated[bool, typer.Option("--fail", help="Exit with 1 if something is worse.")] = False,
+) -> None:
+    """Print what became slower or faster, beyond noise.
+
+    Compared are ratios to peers, whose two sides were timed in turn, and counts of FLOPs and bytes; seconds as such
+    only on the same machine.
+    """
+    from rich.console import Console
+
+    from benchmarks import compare as comparing
+
+    try:
+        found = comparing.compare(old, new, noise)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    comparing.show(Console() if sys.stdout.isatty() else Console(width=180), found)
+    if fail and found.worse:
         raise typer.Exit(1)
 
 
 @app.command("report")
 def write_report(
     file: Annotated[
-        Path | None, typer.Argument(help="Result file; the newest in benchmarks/results.")
+        Path | None, typer.Argument(help="Result file; default: the newest in benchmarks/results.")
     ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Accept results of other kernels; the pages say so.")
+    ] = False,
 ) -> None:
-    """Rewrite the measured tables of README.md and docs/benchmarks.md from a committed result file."""
+    """Write tables and figures of README.md and docs/ from result files."""
+    from benchmarks import report
+
     try:
-        path = file or report.newest()
-        changed = {page.name: report.rewrite(page, path) for page in (report.README, report.PAGE)}
-    except (OSError, ValueError) as error:
+        changed = report.update(file, stale)
+    except (ImportError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     for page, different in changed.items():
-        typer.echo(f"{page} {'updated' if different else 'is up to date'} from {path.name}")
+        typer.echo(f"{page.name} {'updated' if different else 'is up to date'}")
 
 
-def _results(groups: list[str], quick: bool, floors_only: bool) -> Iterator[Result]:
-    for name, (rows, usual, short) in GROUPS.items():
-        if name in groups:
-            torch._dynamo.reset()  # its limit of recompilations counts per function
-            for row in rows(short if quick else usual, quick=quick, floors_only=floors_only):
-                yield measure(row)
-    if "memory" in groups:
-        yield from memory.results(quick=quick)
+@app.command()
+def thp(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SUITE", help="Default: ops, model and streaming.", show_default=False),
+    ] = None,
+    quick: QuickOption = False,
+) -> None:
+    """Run rows with a floor twice: without and with huge pages.
+
+    The pages are for PyTorch's own tensors (THP_MEM_ALLOC_ENABLE); those of our ops have them anyway.
+    """
+    from rich.console import Console
+
+    from benchmarks import huge_pages
+
+    chosen = _suites(names) if names else huge_pages.SUITES
+    huge_pages.compare(Console() if sys.stdout.isatty() else Console(width=180), chosen, quick)
 
 
-def _own_arguments() -> list[str]:
-    """The options as given, without the paths of this machine."""
-    arguments = sys.argv[1:]
-    while "--out" in arguments:
-        at = arguments.index("--out")
-        del arguments[at : at + 2]
-    return [argument for argument in arguments if not argument.startswith("--out=")]
+def _suites(names: Sequence[str]) -> list[str]:
+    """The suites asked for, in the order of ``SUITES``."""
+    if unknown := [name for name in names if name not in SUITES]:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: known are {', '.join(SUITES)}; other commands are report, compare and thp",
+            param_hint="SUITE",
+        )
+    return [name for name in SUITES if name in names or not names]
+
+
+def _dtypes(names: Sequence[str]) -> tuple[torch.dtype, ...]:
+    import torch
+
+    return tuple(getattr(torch, name) for name in dict.fromkeys(names))
+
+
+def _default_path(device: str) -> Path:
+    from benchmarks import hardware, results
+
+    about = {"hardware": hardware.describe(device), "settings": {"device": device}, "date": results.today()}
+    return results.default_path(about)
+
+
+def _command(
+    names: Sequence[str],
+    device: str,
+    dtypes: Sequence[str],
+    quick: bool,
+    floors_only: bool,
+    save: bool,
+    tiny: bool,
+) -> str:
+    """What was asked for, without the paths of this machine."""
+    words = ["python", "-m", "benchmarks", *names]
+    words += ["--device", device] if device != DEVICES[0] else []
+    words += ["--dtype", ",".join(dtypes)] if dtypes else []
+    switches = {"--quick": quick, "--floors-only": floors_only, "--save": save, "--tiny": tiny}
+    return shlex.join(words + [switch for switch, on in switches.items() if on])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from benchmarks.timing import Work
 from trecvit_kernels import TRecViT
 from trecvit_kernels.ops.linear.native import linear_forward
 
-_MATMUL = 2048
+MATMUL = 2048  # rows and columns
 
 
 def copy_of_gated_lru(x: Tensor, gate_x: Tensor, gate_a: Tensor) -> Work:
@@ -38,11 +38,11 @@ def copy_of_gated_lru(x: Tensor, gate_x: Tensor, gate_a: Tensor) -> Work:
     return run
 
 
-def matmul(dtype: torch.dtype) -> tuple[Work, float]:
+def matmul(dtype: torch.dtype, device: str = "cpu", size: int = MATMUL) -> tuple[Work, float]:
     """A square matrix product into an existing buffer, and its floating-point operations."""
-    a, b = (torch.randn(_MATMUL, _MATMUL).to(dtype) for _ in range(2))
-    out = torch.empty(_MATMUL, _MATMUL, dtype=dtype)
-    return lambda: torch.mm(a, b, out=out), 2.0 * _MATMUL**3
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out), 2.0 * size**3
 
 
 class ModelFloor:
@@ -51,7 +51,7 @@ class ModelFloor:
     def __init__(self, model: TRecViT, batch: int, frames: int, *, onednn: bool = False) -> None:
         config = model.config
         self.onednn = onednn
-        self.dtype = model.embedding.weight.dtype
+        self.dtype, self.device = model.embedding.weight.dtype, model.embedding.weight.device
         images, patches = batch * frames, config.grid[0] * config.grid[1]
         tokens = images * config.tokens
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
@@ -73,14 +73,14 @@ class ModelFloor:
             self.linears.append((batch, model.cls_head.weight, True))
         self.attentions = config.depth
         shape = (images, config.num_heads, config.tokens, config.width // config.num_heads)
-        self.qkv = [torch.randn(shape).to(self.dtype) for _ in range(3)]
-        self.d_attended = torch.randn(shape).to(self.dtype)
+        self.qkv = [torch.randn(shape, device=self.device).to(self.dtype) for _ in range(3)]
+        self.d_attended = torch.randn(shape, device=self.device).to(self.dtype)
 
     def _buffer(self, role: str, *shape: int) -> Tensor:
         """One random buffer for each role and shape, made on first use (the warm-up)."""
         key = (role, shape)
         if key not in self._buffers:
-            self._buffers[key] = torch.randn(shape).to(self.dtype)
+            self._buffers[key] = torch.randn(shape, device=self.device).to(self.dtype)
         return self._buffers[key]
 
     def _multiply(self, a: Tensor, b: Tensor, role: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -14,15 +15,26 @@ import torch
 
 import trecvit_kernels as tk
 from benchmarks import floors
-from benchmarks.timing import seconds
+from benchmarks.setting import Setting
+from benchmarks.timing import Work
 
-_COPIED = 2**28  # bytes: larger than any cache
+_COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes: larger than any cache
+_MATMUL = {"cpu": floors.MATMUL, "cuda": 8192}
+_PACKAGES = (
+    "trecvit-kernels",
+    "torch",
+    "triton",
+    "transformers",
+    "accelerated-scan",
+    "flash-linear-attention",
+)
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def describe() -> dict[str, Any]:
-    """Hardware, versions and commit."""
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Hardware, versions and commit; for "cuda" with the GPU."""
     return {
+        **(gpu() if device == "cuda" else {}),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -31,22 +43,50 @@ def describe() -> dict[str, Any]:
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", ""),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("trecvit-kernels", "torch", "accelerated-scan")},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "backends": {name: status.available for name, status in tk.backends.available().items()},
     }
 
 
-def rates() -> dict[str, float]:
+def gpu() -> dict[str, Any]:
+    """Name, size and state of the first GPU, and versions of what its kernels are made with."""
+    found: dict[str, Any] = {
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+    }
+    if not torch.cuda.is_available():
+        return {**found, "gpu": "none"}
+    properties = torch.cuda.get_device_properties()
+    found |= {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "l2": properties.L2_cache_size,
+    }
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu"
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        found["nvidia-smi"] = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+    return found
+
+
+def rates(at: Setting) -> dict[str, float]:
     """Copy bandwidth in bytes/s, counting read and write, and matrix products in FLOP/s."""
-    source, target = (torch.rand(_COPIED // 4) for _ in range(2))
+    device, nbytes, size = at.device, _COPIED[at.device], _MATMUL[at.device]
+    if at.tiny:
+        nbytes, size = 2**20, 64
+    source, target = (torch.rand(nbytes // 4, device=device) for _ in range(2))
     found = {
-        "copy": 2 * _COPIED / _median(lambda: target.copy_(source)),
-        "copy_fresh": 2 * _COPIED / _median(source.clone),
+        "copy": 2 * nbytes / _median(at, lambda: target.copy_(source)),
+        "copy_fresh": 2 * nbytes / _median(at, source.clone),
     }
     for dtype in (torch.float32, torch.bfloat16):
-        product, flops = floors.matmul(dtype)
-        found[f"matmul_{str(dtype).removeprefix('torch.')}"] = flops / _median(product)
+        product, flops = floors.matmul(dtype, device, size)
+        found[f"matmul_{str(dtype).removeprefix('torch.')}"] = flops / _median(at, product)
     return found
 
 
@@ -60,9 +100,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _median(work: Any) -> float:
-    seconds(work)
-    return statistics.median(seconds(work) for _ in range(7))
+def _median(at: Setting, work: Work) -> float:
+    at.clock(work)
+    return statistics.median(at.clock(work) for _ in range(7))
 
 
 def _instruction_set() -> str:
@@ -82,11 +122,12 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
-    """Commit of the checkout that holds this file, with "+" if tracked files differ from it."""
+    """Commit of the checkout that holds this file, with "+" if tracked files other than results differ from it."""
     here = Path(__file__).resolve().parent
     try:
         commit = _git("rev-parse", "--short=12", "HEAD", at=here)
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no", at=here) else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results", at=here)
+        return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.timing import Budget, Clock, Work, interleave, quartiles, seconds
 
+Key = tuple[Hashable, ...]
+FAILURES = ("not timed", "failed")  # how the note of a row begins whose result is wrong, or that raised
 _SLOW_START = 5.0  # seconds; beyond it a first call may have been compilation, which is mentioned
 
 
@@ -42,6 +44,7 @@ class Comparison:
         nbytes: least traffic of ours, for GB/s.
         bar: floors only: seconds of the floor -> seconds that count as 1.0.
         tolerance: a peer's largest difference from ours, as a share of the largest value.
+        clock: what times a call; None: the run's.
     """
 
     group: str
@@ -55,6 +58,42 @@ class Comparison:
     bar: Callable[[float], float] | None = None
     budget: Budget = field(default_factory=Budget)
     tolerance: float = 1e-3
+    clock: Clock | None = None
+
+    @property
+    def key(self) -> Key:
+        """By which the row's result is found again in a result file: unique, and the same in every run."""
+        return self.group, self.what, tuple(peer.name for peer in self.peers)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One row of numbers that need no clock, such as bytes: ``ours`` against ``theirs``, smaller is better.
+
+    Attributes:
+        group, what: as in ``Comparison``.
+        peer: what ``theirs`` is the number of.
+        limit: at most so many times theirs; None: no target.
+        unit: of both numbers.
+    """
+
+    group: str
+    what: str
+    ours: Callable[[], float]
+    peer: str
+    theirs: Callable[[], float]
+    limit: float | None = None
+    unit: str = "B"
+    floor: ClassVar[bool] = True
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        return (Peer(self.peer, self.theirs, None),)
+
+    @property
+    def key(self) -> Key:
+        """As that of a ``Comparison``."""
+        return self.group, self.what, (self.peer,)
 
 
 @dataclass(frozen=True)
@@ -62,7 +101,9 @@ class Result:
     """A measured row, as it goes into the JSON file. Values are in seconds, or bytes (``unit``).
 
     ratio: how many times faster than the peer; of a floor, how many times its value. low and high are the
-    quartiles of the ratio over the rounds. tried: seconds of every peer's second call, by name.
+    quartiles of the ratio over the rounds. tried: seconds of every peer's second call, by name. peers: names of all,
+    whether they could run or not. suite: the one that yielded the row; "" in files from before there were suites.
+    ours_low and ours_high: quartiles of ours over the rounds.
     """
 
     group: str
@@ -80,6 +121,20 @@ class Result:
     rounds: int = 0
     note: str = ""
     tried: dict[str, float] = field(default_factory=dict)
+    peers: Sequence[str] = ()
+    suite: str = ""
+    ours_low: float | None = None
+    ours_high: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """That of the ``Comparison``."""
+        return self.group, self.what, tuple(self.peers)
+
+    @property
+    def failed(self) -> bool:
+        """Whether ours raised or gave a wrong result."""
+        return self.note.startswith(FAILURES)
 
     @property
     def met(self) -> bool | None:
@@ -104,6 +159,11 @@ class Measurement:
     at: Mapping[str, int | str]
     run: Callable[[], Mapping[str, Any]]
 
+    @property
+    def key(self) -> Key:
+        """By which the record is found again in a result file: unique, and the same in every run."""
+        return self.suite, self.what, tuple(sorted(self.at.items()))
+
 
 @dataclass(frozen=True)
 class Record:
@@ -115,10 +175,55 @@ class Record:
     values: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def key(self) -> Key:
+        """That of the ``Measurement``."""
+        return self.suite, self.what, tuple(sorted(self.at.items()))
 
-def measure(row: Comparison, clock: Clock = seconds) -> Result:
-    """Check, find the fastest peer, and time ours against it."""
-    empty = Result(row.group, row.what, peer="", floor=row.floor, limit=row.limit, nbytes=row.nbytes)
+    @property
+    def failed(self) -> bool:
+        """Whether finding the values raised."""
+        return self.note.startswith(FAILURES)
+
+
+def find(row: Measurement) -> Record:
+    """Find the values of a measurement."""
+    values = dict(row.run())
+    return Record(row.suite, row.what, dict(row.at), values, note=values.pop("note", ""))
+
+
+def count(row: Counted) -> Result:
+    """Find both numbers."""
+    ours, theirs = float(row.ours()), float(row.theirs())
+    ratio = ours / theirs
+    return Result(
+        row.group,
+        row.what,
+        row.peer,
+        ours=ours,
+        theirs=theirs,
+        unit=row.unit,
+        ratio=ratio,
+        low=ratio,
+        high=ratio,
+        floor=row.floor,
+        limit=row.limit,
+        rounds=1,
+        peers=[row.peer],
+    )
+
+
+def measure(row: Comparison | Counted, clock: Clock = seconds) -> Result:
+    """Check, find the fastest peer, and time ours against it, by the row's own clock if it has one.
+
+    What is counted is counted.
+    """
+    if isinstance(row, Counted):
+        return count(row)
+    clock, names = row.clock or clock, [peer.name for peer in row.peers]
+    empty = Result(
+        row.group, row.what, peer="", floor=row.floor, limit=row.limit, nbytes=row.nbytes, peers=names
+    )
     if wrong := row.check():
         return _replace(empty, note=f"not timed, wrong result: {wrong}")
     began = time.perf_counter()
@@ -141,10 +246,13 @@ def measure(row: Comparison, clock: Clock = seconds) -> Result:
     theirs = [bar(value) for value in pair.theirs]
     ratios = [a / b if row.floor else b / a for a, b in zip(pair.ours, theirs)]
     low, ratio, high = quartiles(ratios)
+    ours_low, ours, ours_high = quartiles(pair.ours)
     return _replace(
         empty,
         peer=fastest.name,
-        ours=quartiles(pair.ours)[1],
+        ours=ours,
+        ours_low=ours_low,
+        ours_high=ours_high,
         theirs=quartiles(theirs)[1],
         ratio=ratio,
         low=low,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import gpu_timing
+from benchmarks.gpu import timing as gpu_timing
 from benchmarks.timing import Budget, Clock, Work, seconds
 
 

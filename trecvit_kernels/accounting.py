@@ -6,19 +6,23 @@ size: PyTorch's ``FlopCounterMode`` counts the operations and its ``MemTracker``
 - Operations: 2 per multiply-add of matrix products, convolutions and attention. An op of this package counts
   by its own formula, elementwise work included; elementwise PyTorch ops and reductions count nothing.
   PyTorch's fused attention counts the scores again in its backward pass, because it computes them again.
+  Its formula for the weights' gradient of a grouped convolution is ``groups`` times too high.
 - Memory: the tensors that PyTorch allocates. Not in it: scratch space inside a kernel, the allocator's
   rounding and fragmentation, and what is no tensor.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -109,6 +113,43 @@ def flops(fn: Callable[[], Any], *, backward: bool = False) -> int:
     return counter.get_total_flops()
 
 
+def uncounted(fn: Callable[[], Any], *, backward: bool = False) -> list[str]:
+    """Names of the ops in ``fn()`` whose work ``flops`` would miss: it skips what has no formula, silently.
+
+    These are products, convolutions and attention of PyTorch without a formula, found by name, and ops of
+    other libraries without one, whatever they do. ``fn`` and ``backward`` as in ``flops``.
+    """
+    # The counter, entered last, comes first: it takes composite ops apart and hands on the pieces.
+    with torch.set_grad_enabled(backward), _Uncounted() as seen, FlopCounterMode(display=False):
+        result = fn()
+        if backward:
+            _loss(result).backward()
+    return sorted(seen.names)
+
+
+# Words in the names of PyTorch's ops that multiply matrices or filters: addmm, _scaled_mm, convolution_backward ...
+_PRODUCTS = re.compile(
+    r"(^|_)([a-z]*mm|(add)?mv|v?dot|addr|matmul|(bi)?linear|einsum|(?!convert)conv[a-z]*\d?d?|[a-z]*attention|lstm|gru|rnn"
+    r"|cdist|encoder)(_|$)"
+)
+
+
+class _Uncounted(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = getattr(func, "_overloadpacket", func)
+        if op not in flop_registry and (
+            func.namespace not in ("aten", "prim", "prims") or _PRODUCTS.search(op.__name__)
+        ):
+            self.names.add(f"{func.namespace}.{op.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
 def memory(
     model: nn.Module,
     *inputs: Tensor,
@@ -122,20 +163,20 @@ def memory(
             ones everything is. Its parameters get gradients.
         inputs: positional arguments of the model.
         training: False runs the forward pass without gradients.
-        optimizer: one that holds the model's parameters: its step is part of the training then.
+        optimizer: one that holds the model's parameters: its step is part of the training then. States that do not
+            exist yet are made by that step, after the peak of the backward pass.
     """
-    # MemTracker lives beside torch.distributed and is slow to import.
-    from torch.distributed._tools.mem_tracker import MemTracker
-
-    tracker = MemTracker()
+    tracker = _tracker()()
     tracker.track_external(model, *inputs, *([optimizer] if optimizer is not None else []))
-    with torch.set_grad_enabled(training), tracker:
-        result = model(*inputs)
-        after_forward = _by_category(tracker.get_tracker_snapshot("current"))
-        if training:
-            _loss(result).backward()
-            if optimizer is not None:
-                optimizer.step()
+    kept: dict[str, int] = {}
+    with tracker:
+        training_step(
+            model,
+            *inputs,
+            training=training,
+            optimizer=optimizer,
+            after_forward=lambda: kept.update(_by_category(tracker.get_tracker_snapshot("current"))),
+        )
     peak = _by_category(tracker.get_tracker_snapshot("peak"))
     return Memory(
         total=peak.get("Total", 0),
@@ -146,8 +187,29 @@ def memory(
         temporaries=peak.get("Temp", 0),
         optimizer=peak.get("Optstate", 0),
         inputs=peak.get("Other", 0),
-        saved=after_forward.get("Activation", 0) if training else 0,
+        saved=kept.get("Activation", 0) if training else 0,
     )
+
+
+def training_step(
+    model: nn.Module,
+    *inputs: Tensor,
+    training: bool = True,
+    optimizer: torch.optim.Optimizer | None = None,
+    after_forward: Callable[[], object] | None = None,
+) -> None:
+    """What ``memory`` follows: ``model(*inputs)``, a backward pass from the results' sum, the optimizer's step.
+
+    ``training=False`` runs the forward pass alone, without gradients; ``after_forward`` is called when it is over.
+    """
+    with torch.set_grad_enabled(training):
+        result = model(*inputs)
+        if after_forward is not None:
+            after_forward()
+        if training:
+            _loss(result).backward()
+            if optimizer is not None:
+                optimizer.step()
 
 
 def fake_model(
@@ -160,7 +222,8 @@ def fake_model(
         device: where the fake parameters pretend to be (kernels are chosen by it).
         dtype: of floating parameters and buffers; None keeps theirs.
     """
-    with torch.device("meta"):
+    # Some models read values of small CPU tensors as they are built, which fake tensors have not.
+    with unset_fake_temporarily(), torch.device("meta"):
         model = build()
     made: dict[int, Tensor] = {}
     for module in model.modules():
@@ -234,17 +297,46 @@ def vivit_l(
     Raises:
         ImportError: transformers is not installed.
     """
+    config = vivit_config(
+        "L",
+        frames=frames,
+        tubelet_frames=tubelet_frames,
+        num_classes=num_classes,
+        attention=attention,
+        image_size=image_size,
+    )
+    from transformers import VivitForVideoClassification
+
+    return VivitForVideoClassification(config)
+
+
+_VIVIT_SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16)}  # width, layers, heads
+
+
+def vivit_config(
+    size: str,
+    *,
+    frames: int = 32,
+    tubelet_frames: int = 1,
+    num_classes: int = 400,
+    attention: str = "eager",
+    image_size: int = 224,
+) -> Any:
+    """The ``transformers.VivitConfig`` of ViViT ``size`` "B" or "L"; the other arguments as in ``vivit_l``."""
+    if size not in _VIVIT_SIZES:
+        raise ValueError(f'size must be "B" or "L", got {size!r}')
     try:
-        from transformers import VivitConfig, VivitForVideoClassification
+        from transformers import VivitConfig
     except ImportError as error:
         raise ImportError(
-            "ViViT-L comes from transformers: pip install 'trecvit-kernels[benchmarks]'", name="transformers"
+            "ViViT comes from transformers: pip install 'trecvit-kernels[benchmarks]'", name="transformers"
         ) from error
-    config = VivitConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
+    width, layers, heads = _VIVIT_SIZES[size]
+    return VivitConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
         hidden_act="gelu_pytorch_tanh",
         num_frames=frames,
         image_size=image_size,
@@ -252,7 +344,24 @@ def vivit_l(
         num_labels=num_classes,
         attn_implementation=attention,
     )
-    return VivitForVideoClassification(config)
+
+
+@functools.cache
+def _tracker() -> Any:
+    """``MemTracker`` without its statistics of single modules, which take most of its time."""
+    # It lives beside torch.distributed and is slow to import.
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    class Tracker(MemTracker):
+        def _update_peak_stats(self, peak_state: Any) -> None:
+            modules, self.memory_tracking = self.memory_tracking, WeakIdKeyDictionary()
+            try:
+                super()._update_peak_stats(peak_state)
+            finally:
+                self.memory_tracking = modules
+
+    return Tracker
 
 
 def _loss(result: object) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +19,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import gpu_cuda, gpu_models, gpu_rows, gpu_timing, hardware, report
-from benchmarks.gpu_rows import Setting
+from benchmarks import hardware, report
+from benchmarks.gpu import cuda as gpu_cuda
+from benchmarks.gpu import models as gpu_models
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu.rows import Setting
+from benchmarks.results import kernels_digest, save, today
 from benchmarks.rows import Comparison, Result, measure
 from benchmarks.timing import Budget, Clock, seconds
 from trecvit_kernels import backends
@@ -68,8 +72,10 @@ def main(
         raise typer.BadParameter("PyTorch sees no GPU here (--rehearse runs on the CPU)")
     run: dict[str, Any] = {
         "command": "python -m benchmarks.gpu" + (" --rehearse: times mean nothing" if rehearse else ""),
-        "date": report.today(),
-        "hardware": hardware.describe() | _gpu(),
+        "date": today(),
+        "kernels": kernels_digest(),
+        "settings": {"device": at.device},
+        "hardware": hardware.describe("cuda"),
         "rates": gpu_timing.rates(clock, at.device, at.tiny),
     }
     torch.manual_seed(0)
@@ -82,7 +88,7 @@ def main(
         with backends.use(backend):
             for result in _group(name, at, wall if name in _BY_THE_WALL else clock, ends):
                 results.append(result)
-                report.save(out, results, run)
+                save(out, results, run)
                 print(
                     "  ".join(filter(None, report.cells(result, run["rates"]["copy"]))),
                     result.note,
@@ -156,36 +162,6 @@ def _rehearse() -> None:
 def _run_once(kernel: Callable[[], object], **_: object) -> list[float]:
     kernel()
     return [1.0, 1.0, 1.0]
-
-
-def _gpu() -> dict[str, Any]:
-    """Names and versions of what matters on a GPU."""
-    import triton
-
-    found: dict[str, Any] = {
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-    }
-    if not torch.cuda.is_available():
-        return {**found, "gpu": "none"}
-    properties = torch.cuda.get_device_properties()
-    found |= {
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory": properties.total_memory,
-        "l2": properties.L2_cache_size,
-    }
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = [
-            "nvidia-smi",
-            "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu",
-            "--format=csv,noheader",
-        ]
-        found["nvidia-smi"] = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-    return found
 
 
 def _show(results: list[Result], run: dict[str, Any]) -> None:

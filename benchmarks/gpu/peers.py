@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import trecvit_kernels as tk
+from benchmarks.ops import peers
 
 SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 
@@ -48,49 +49,31 @@ def accelerated_scan_gates(gates: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def accelerated_scan(kernel: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """``accelerated_scan.<kernel>.scan``: "scalar" (Triton), "warp" (CUDA, compiled now) or "complex" (Triton)."""
-
-    def run(a: Tensor, b: Tensor) -> Tensor:
-        return importlib.import_module(f"accelerated_scan.{kernel}").scan(a, b)
-
-    return run
+    """A kernel of ``peers.accelerated_scan``."""
+    return functools.partial(peers.accelerated_scan, kernel=kernel)
 
 
-def recurrent_mixer(
-    u: Tensor,
-    v: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    gate_x_weight: Tensor,
-    gate_x_bias: Tensor,
-    gate_a_weight: Tensor,
-    gate_a_bias: Tensor,
-    a_param: Tensor,
-) -> Tensor:
-    """The block by parts: convolution as shifted sums, gates as batched products, this package's gated LRU, GELU gate.
+def recurrent_mixer(*tensors: Tensor, backend: str = "triton", **more: Any) -> Tensor:
+    """The block by parts with this package's gated LRU.
 
     To be compiled: PyTorch's compiler then fuses what stands beside the products and the recurrence.
     """
-    taps, frames = conv_weight.shape[0], u.shape[1]
-    padded = F.pad(u, (0, 0, 0, 0, taps - 1, 0))
-    x = conv_bias + sum(conv_weight[k] * padded[:, k : k + frames] for k in range(taps))
-    heads = x.unflatten(-1, (gate_x_weight.shape[0], -1))
-    gate_x, gate_a = (
-        (torch.einsum("btnhi,hij->btnhj", heads, weight) + bias).flatten(-2)
-        for weight, bias in ((gate_x_weight, gate_x_bias), (gate_a_weight, gate_a_bias))
-    )
-    y, _ = tk.ops.gated_lru(x, gate_x, gate_a, a_param, backend="triton")
-    return y * F.gelu(v, approximate="tanh")
+
+    def recurrence(*tensors: Any) -> Tensor:
+        *inputs, h0 = tensors
+        return tk.ops.gated_lru(*inputs, h0=h0, backend=backend)[0]
+
+    return peers.mixer_by_parts(*tensors, recurrence=recurrence, **more)
 
 
-def attention(name: str, heads: int) -> Callable[[Tensor], Tensor]:
+def attention(name: str, heads: int, scale: float | None = None) -> Callable[[Tensor], Tensor]:
     """One backend of scaled_dot_product_attention on views of packed qkv; the result packed as ours."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def run(qkv: Tensor) -> Tensor:
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).flatten(0, -5).permute(2, 0, 3, 1, 4)
         with sdpa_kernel(getattr(SDPBackend, name)):
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
         return out.transpose(1, 2).reshape(*qkv.shape[:-1], -1)
 
     return run

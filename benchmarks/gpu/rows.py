@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 import trecvit_kernels as tk
-from benchmarks import gpu_peers, gpu_timing
-from benchmarks.ops import check_gated_lru, check_linear_scan
-from benchmarks.rows import Comparison, Peer, within_reference
-from benchmarks.timing import Budget, Work
+from benchmarks.gpu import peers as gpu_peers
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.ops import checks as ops_checks
+from benchmarks.ops.calls import backward_of, inference_of, row_label, training_of
+from benchmarks.ops.checks import check_attention, check_gated_lru, check_linear_scan
+from benchmarks.rows import Comparison, Peer
+from benchmarks.timing import Budget
 from trecvit_kernels.ops.gated_lru import cases as gated_lru_cases
 from trecvit_kernels.ops.linear_scan import cases as linear_scan_cases
 from trecvit_kernels.ops.recurrent_mixer import cases as mixer_cases
-from trecvit_kernels.ops.recurrent_mixer import reference as mixer_reference
 from trecvit_kernels.ops.spatial_attention import cases as attention_cases
-from trecvit_kernels.ops.spatial_attention import reference as attention_reference
 
 _BF16 = torch.bfloat16
 ROUNDED = (
@@ -48,39 +49,6 @@ class Setting:
     @functools.cached_property
     def compiled(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return gpu_peers.compiler(self.tiny)
-
-
-def row_label(op: str, case: Any, direction: str) -> str:
-    sizes = (case.batch, case.frames, *case.lanes, *([case.channels] if hasattr(case, "channels") else []))
-    kind = "complex " if getattr(case, "complex", case.dtype.is_complex) else ""
-    return f"{kind}{op} {direction}, {str(case.dtype).removeprefix('torch.')}, {sizes}"
-
-
-def _leaves(tensors: Sequence[Tensor | None]) -> list[Any]:
-    return [None if t is None else t.detach().requires_grad_() for t in tensors]
-
-
-def training_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
-    """Forward, and gradients of all tensors."""
-    leaves = _leaves(tensors)
-    wanted = [leaf for leaf in leaves if leaf is not None]
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(*leaves), wanted, dy)
-
-    return run
-
-
-def backward_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], dy: Tensor) -> Work:
-    """Gradients of all tensors, the forward pass done once outside."""
-    leaves = _leaves(tensors)
-    wanted = [leaf for leaf in leaves if leaf is not None]
-    y = function(*leaves)
-    return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
-
-
-def inference_of(function: Callable[..., Tensor], tensors: Sequence[Tensor | None]) -> Work:
-    return torch.no_grad()(functools.partial(function, *tensors))
 
 
 def versus_copy(
@@ -195,27 +163,8 @@ def recurrent_mixer(at: Setting) -> Iterator[Comparison]:
 
 
 def check_mixer(inputs: Sequence[Tensor]) -> str:
-    """z, du and dv of the real call at a few tokens; parameter gradients of a call on these tokens alone."""
-    dz, few = torch.randn_like(inputs[0]), min(4, inputs[0].shape[2])
-    z, du, dv, *_ = _value_and_gradients(_mixer, inputs, dz)
-    tokens = [t[:, :, :few] for t in inputs[:2]]
-    narrow, dz = [*(t.contiguous() for t in tokens), *inputs[2:]], dz[:, :, :few].contiguous()
-    _, _, _, *parameters = _value_and_gradients(_mixer, narrow, dz)
-    ours = [*(t[:, :, :few] for t in (z, du, dv)), *parameters]
-
-    def reference(*tensors: Tensor) -> Tensor:
-        return mixer_reference.recurrent_mixer(*tensors)[0]
-
-    exact = _value_and_gradients(reference, [t.double() for t in narrow], dz.double())
-    return within_reference(ours, _value_and_gradients(reference, narrow, dz), exact)
-
-
-def _value_and_gradients(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], dy: Tensor
-) -> list[Tensor]:
-    leaves = _leaves(tensors)
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+    """As ``ops_checks.check_mixer``, of tensors in the order of ``MIXER_INPUTS``."""
+    return ops_checks.check_mixer(dict(zip(MIXER_INPUTS, inputs)))
 
 
 # Spatial attention
@@ -235,10 +184,7 @@ def spatial_attention(at: Setting) -> Iterator[Comparison]:
         dout = torch.randn_like(ours(qkv))
         check = functools.cache(functools.partial(check_attention, qkv, heads))
 
-        def label(direction: str, case: attention_cases.Case = case) -> str:
-            shape = (*case.lead, case.tokens, 3 * case.heads * case.head_dim)
-            return f"spatial_attention {direction}, bfloat16, {shape}, D = {case.head_dim}"
-
+        label = functools.partial(row_label, "spatial_attention", case)
         yield from versus_copy(at, label, attention_cases, case, ours, [qkv], dout, check, (0.75, None))
         rivals = {name: gpu_peers.attention(name, heads) for name in gpu_peers.SDPA}
         row = functools.partial(
@@ -257,19 +203,6 @@ def spatial_attention(at: Setting) -> Iterator[Comparison]:
             [Peer(f"SDPA {name}", training_of(run, [qkv], dout)) for name, run in rivals.items()],
             nbytes=forward + backward,
         )
-
-
-def check_attention(qkv: Tensor, heads: int) -> str:
-    """Output and gradient of the real call in two frames."""
-    dout = torch.randn(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=qkv.dtype, device=qkv.device)
-    ours = _value_and_gradients(lambda t: tk.ops.spatial_attention(t, heads), [qkv], dout)
-    few, dout = qkv[:1, :2], dout[:1, :2]
-
-    def reference(t: Tensor) -> Tensor:
-        return attention_reference.spatial_attention(t, heads)
-
-    exact = _value_and_gradients(reference, [few.double()], dout.double())
-    return within_reference([t[:1, :2] for t in ours], _value_and_gradients(reference, [few], dout), exact)
 
 
 # Linear scan

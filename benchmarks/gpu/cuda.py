@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import trecvit_kernels as tk
-from benchmarks import gpu_rows
-from benchmarks.gpu_rows import Setting, backward_of, inference_of, row_label
-from benchmarks.ops import check_gated_lru, check_linear_scan
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu.rows import Setting
+from benchmarks.ops.calls import backward_of, inference_of, row_label
+from benchmarks.ops.checks import check_attention, check_gated_lru, check_linear_scan
 from benchmarks.rows import Comparison, Peer
 from trecvit_kernels.ops.gated_lru import cases as gated_lru_cases
 from trecvit_kernels.ops.linear_scan import cases as linear_scan_cases
@@ -96,9 +97,9 @@ def _calls(at: Setting) -> Iterator[_Call]:
         case = at.sized(case, lead=(1, 2), heads=2)
         qkv = attention_cases.make_inputs(case, device=at.device)["qkv"]
         heads = case.heads
-        check = functools.cache(functools.partial(gpu_rows.check_attention, qkv, heads))
+        check = functools.cache(functools.partial(check_attention, qkv, heads))
         dout = torch.randn(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=qkv.dtype, device=qkv.device)
-        label = functools.partial(_attention_label, case)
+        label = functools.partial(row_label, "spatial_attention", case)
         function = functools.partial(_attention, heads=heads)
         yield _Call(label, attention_cases, case, function, [qkv], dout, check, (0.75, None))
     for case in gpu_rows.MIXER:
@@ -143,8 +144,3 @@ def _attention(qkv: Tensor, heads: int, backend: str = "cuda") -> Tensor:
 
 def _mixer(*tensors: Tensor, backend: str = "cuda", **more: Any) -> Tensor:
     return tk.ops.recurrent_mixer(*tensors, **more, backend=backend)[0]
-
-
-def _attention_label(case: attention_cases.Case, direction: str) -> str:
-    shape = (*case.lead, case.tokens, 3 * case.heads * case.head_dim)
-    return f"spatial_attention {direction}, bfloat16, {shape}, D = {case.head_dim}"
