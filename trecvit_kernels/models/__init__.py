@@ -1,6 +1,11 @@
 """TRecViT: configuration, model, checkpoints, streaming."""
 
-from trecvit_kernels.models.checkpoint import convert, load_official_checkpoint, save_official_checkpoint
+from trecvit_kernels.models.checkpoint import (
+    convert,
+    load_official_checkpoint,
+    load_official_encoder,
+    save_official_checkpoint,
+)
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
 from trecvit_kernels.models.state import TRecViTState
 from trecvit_kernels.models.stream import Stream
@@ -15,5 +20,6 @@ __all__ = [
     "convert",
     "create_model",
     "load_official_checkpoint",
+    "load_official_encoder",
     "save_official_checkpoint",
 ]

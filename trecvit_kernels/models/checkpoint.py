@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from torch import Tensor
 from trecvit_kernels.models import official, pretrained
 from trecvit_kernels.models.config import TRecViTConfig, check_fields
 from trecvit_kernels.models.trecvit import TRecViT
+from trecvit_kernels.modules import temporal
 
 _WHERE = "load_official_checkpoint"
 # Overrides that make another model of the file's weights; all others say what the file is.
-_OF_THE_TARGET = ("image_size", "num_classes", "frames_per_clip", "dropout", "min_radius")
+_OF_THE_TARGET = ("image_size", "num_classes", "frames_per_clip", "dropout", "min_radius", "max_radius")
 
 
 def load_official_checkpoint(path: str | Path, **overrides: Any) -> TRecViT:
@@ -50,19 +52,58 @@ def load_official_checkpoint(path: str | Path, **overrides: Any) -> TRecViT:
     arrays = read_npz(path)
     if overrides.get("head_width") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("decoder/")}
+    return pretrained.build(_WHERE, *_converted(path, arrays, overrides))
+
+
+def load_official_encoder(path: str | Path, **overrides: Any) -> TRecViT:
+    """The encoder alone (``head_width=0, num_classes=0``) of an .npz file such as ``trecvit_B_mae.npz``.
+
+    Read are the arrays below ``tokenizer/`` and ``encoder/``, in the layout of ``load_official_checkpoint``. All others
+    (a classifier, or the decoder of a masked autoencoder) are left out, with a warning that names them.
+
+    Args:
+        path: the file. Pickled arrays are refused.
+        overrides: as in ``load_official_checkpoint``, without ``head_width`` and ``num_classes``.
+
+    Raises:
+        As ``load_official_checkpoint``; ValueError for a ``head_width`` or ``num_classes`` other than 0.
+    """
+    where = "load_official_encoder"
+    check_fields(where, overrides)
+    for name in ("head_width", "num_classes"):
+        if overrides.setdefault(name, 0) != 0:
+            raise ValueError(f"{where}: {name} must be 0, as an encoder has no head, got {overrides[name]!r}")
+    arrays = read_npz(path, where)
+    inside = {n: array for n, array in arrays.items() if n.startswith(("tokenizer/", "encoder/"))}
+    if outside := [f"{name} {tuple(arrays[name].shape)}" for name in arrays if name not in inside]:
+        warnings.warn(
+            f"{where}: {path}: {len(outside)} arrays are no part of the encoder and are left out:"
+            f" {', '.join(outside)}",
+            stacklevel=2,
+        )
+    return pretrained.build(where, *_converted(path, inside, overrides))
+
+
+def _converted(
+    path: str | Path, arrays: Mapping[str, Tensor], overrides: dict[str, Any]
+) -> tuple[TRecViTConfig, dict[str, Tensor], TRecViTConfig]:
+    """A file's configuration, its arrays as our state dict, and the configuration that is asked for.
+
+    Every array must belong to the model.
+    """
     source, target = _infer(arrays, overrides)
     with torch.device("meta"):
         skeleton = TRecViT(source)
     expected = official.to_official(skeleton.state_dict(), source)
     pretrained.compare(f"{_WHERE}: {path}", {name: t.shape for name, t in expected.items()}, arrays)
-    return pretrained.build(_WHERE, source, official.from_official(arrays, source), target)
+    return source, official.from_official(arrays, source), target
 
 
-def read_npz(path: str | Path) -> dict[str, Tensor]:
-    """Every array of an .npz as a float tensor, without ever unpickling."""
+def read_npz(path: str | Path, where: str = _WHERE) -> dict[str, Tensor]:
+    """Every array of an .npz as a float tensor, without ever unpickling; ``where`` begins the error messages."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{_WHERE}: path must be an .npz file, found no file {path}")
+        raise FileNotFoundError(f"{where}: path must be an .npz file, found no file {path}")
     arrays: dict[str, Tensor] = {}
     try:
         content = np.load(path, allow_pickle=False)
@@ -84,7 +125,7 @@ def read_npz(path: str | Path) -> dict[str, Tensor]:
         zlib.error,
     ) as error:
         raise ValueError(
-            f"{_WHERE}: {path} must be a complete .npz of plain floating arrays, without pickles ({error})"
+            f"{where}: {path} must be a complete .npz of plain floating arrays, without pickles ({error})"
         ) from error
     return arrays
 
@@ -130,9 +171,25 @@ def _infer(arrays: Mapping[str, Tensor], overrides: dict[str, Any]) -> tuple[TRe
     if "image_size" in wanted:
         told["image_size"] = wanted["image_size"]
     source = TRecViTConfig(**{**fields, **told})
+    _check_official(_WHERE, source)
     if source.posemb == "learned" and "tokenizer/pos_embedding" in arrays:
         source = _with_grid_of(source, sizes("tokenizer/pos_embedding", 3)[1], "image_size" in wanted)
     return source, source.replace(_WHERE, **wanted)
+
+
+def _check_official(where: str, config: TRecViTConfig) -> None:
+    """ValueError unless official code knows such a model: its checkpoints have one temporal module, entire."""
+    expected = {
+        "temporal": temporal.DEFAULT,
+        "lru_gates": True,
+        "lru_normalizer": "sqrt",
+        "temporal_skip": True,
+    }
+    for name, value in expected.items():
+        if (got := getattr(config, name)) != value:
+            raise ValueError(f"{where}: {name} must be {value!r} for an official checkpoint, got {got!r}")
+    if config.conv1d_width < 1:
+        raise ValueError(f"{where}: conv1d_width must be at least 1 for an official checkpoint, got 0")
 
 
 def _with_grid_of(source: TRecViTConfig, patches: int, image_size_given: bool) -> TRecViTConfig:
@@ -151,6 +208,7 @@ def _with_grid_of(source: TRecViTConfig, patches: int, image_size_given: bool) -
 
 def save_official_checkpoint(model: TRecViT, path: str | Path) -> None:
     """Write the weights as float32 in DeepMind's .npz layout, complete or not at all."""
+    _check_official("save_official_checkpoint", model.config)
     arrays = official.to_official(model.state_dict(), model.config)
     plain: Any = {key: tensor.float().contiguous().cpu().numpy() for key, tensor in arrays.items()}
     path = Path(path)

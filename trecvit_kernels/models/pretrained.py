@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
-from trecvit_kernels.models.trecvit import TRecViT
+from trecvit_kernels.models.trecvit import TRecViT, reset_linear
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What decides which tensors a model has and how they are shaped, positions and classifier aside.
@@ -33,6 +33,8 @@ _STRUCTURE = (
     "complex_lru",
     "pool",
     "posemb",
+    "temporal",
+    "lru_gates",
 )
 
 
@@ -129,33 +131,37 @@ def build(where: str, source: TRecViTConfig, state: Mapping[str, Tensor], target
     """A model of configuration ``target`` with the weights of one of configuration ``source``.
 
     Another image size interpolates learned positions; another number of classes starts a new classifier, with
-    a warning; ``head_width=0`` leaves the head behind. Every other difference is an error that names each
-    tensor.
+    a warning; ``head_width=0`` leaves the head behind, and weights without one get a new one, with a warning. Every
+    other difference is an error that names each tensor.
     """
     state = dict(state)
     table = state.get("pos_embedding")
     table_shape = (1, source.grid[0] * source.grid[1], source.width)
     if table is not None and table.shape == table_shape and source.grid != target.grid:
         state["pos_embedding"] = positions.interpolate(table, source.grid, target.grid)
-    new_width = target.head_width == 0 and source.head_width > 0
-    new_classes = target.num_classes != source.num_classes or new_width
-    if new_width:
+    without_head = target.head_width == 0 and source.head_width > 0
+    new_head = target.head_width > 0 and source.head_width == 0
+    new_classes = target.num_classes != source.num_classes or without_head or new_head
+    if without_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("pre_logits.")}
     if new_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("cls_head.")}
     with torch.device("meta"):  # no time for an initialisation that is overwritten
         model = TRecViT(target)
-    fresh = {"cls_head.weight", "cls_head.bias"} if new_classes and target.num_classes else set()
-    compare(where, {name: t.shape for name, t in model.state_dict().items() if name not in fresh}, state)
+    fresh: dict[str, tuple[nn.Linear, str]] = {}
+    if new_head and model.pre_logits is not None:
+        fresh["pre_logits"] = model.pre_logits, f"the layer of {target.head_width} pre-logits"
+    if new_classes and model.cls_head is not None:
+        fresh["cls_head"] = model.cls_head, f"the classifier for {target.num_classes} classes"
+    shapes = {n: t.shape for n, t in model.state_dict().items() if n.split(".")[0] not in fresh}
+    compare(where, shapes, state)
     model.load_state_dict(state, assign=True, strict=False)
-    if fresh and model.cls_head is not None:
+    for layer, what in fresh.values():
+        layer.to_empty(device=model.embedding.weight.device)
+        reset_linear(layer)
         warnings.warn(
-            f"{where}: the classifier for {target.num_classes} classes is new and random (the weights have"
-            f" {source.num_classes} classes)",
-            stacklevel=3,
+            f"{where}: {what} is new and random (the weights have {source.num_classes} classes)", stacklevel=3
         )
-        model.cls_head.to_empty(device=model.embedding.weight.device)
-        model.reset_classifier()
     if target.posemb == "sincos2d":
         model.pos_embedding = positions.sincos2d(*target.grid, target.width)
     return model.requires_grad_()

@@ -1,4 +1,7 @@
-"""What a streaming TRecViT carries from frame to frame: its size does not depend on the number of frames."""
+"""What a streaming TRecViT carries from frame to frame.
+
+Its size does not depend on the number of frames, unless ``temporal="attention"``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from trecvit_kernels.models.config import TRecViTConfig
+from trecvit_kernels.modules import temporal
 
-LayerState = tuple[Tensor, Tensor]
+LayerState = tuple[Tensor, Tensor]  # of the recurrent block; other temporal modules may have another number
+AnyLayerState = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,14 @@ class TRecViTState:
     Attributes:
         config: of the model that it belongs to.
         layers: per block (h, tail): h (B, N, lru_width) in float32 (float64 for a float64 model), tail
-            (B, conv1d_width - 1, N, lru_width), the last inputs of the convolution, oldest first.
+            (B, conv1d_width - 1, N, lru_width), the last inputs of the convolution, oldest first. Other temporal
+            modules have what ``modules.temporal.CHOICES`` says; that of attention grows with every frame.
         mean: (B, head_width), running temporal mean of the pre-logits, float32 or float64.
         frames: how many frames went in; at 0 the tensors hold zeros and the next frame starts a sequence.
     """
 
     config: TRecViTConfig
-    layers: tuple[LayerState, ...]
+    layers: tuple[AnyLayerState, ...]
     mean: Tensor
     frames: int = 0
 
@@ -49,19 +55,21 @@ class TRecViTState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, as ``from_tensors`` and a safetensors file take them."""
         named = {"mean": self.mean}
-        for i, (h, tail) in enumerate(self.layers):
-            named[f"layers.{i}.h"], named[f"layers.{i}.tail"] = h, tail
+        parts = temporal.CHOICES[self.config.temporal].state_names
+        for i, layer in enumerate(self.layers):
+            named |= {f"layers.{i}.{part}": tensor for part, tensor in zip(parts, layer, strict=True)}
         return named
 
     @classmethod
     def from_tensors(cls, config: TRecViTConfig, tensors: dict[str, Tensor], frames: int) -> TRecViTState:
         """The inverse of ``tensors``; ValueError names missing and unexpected ones."""
-        names = {f"layers.{i}.{part}" for i in range(config.depth) for part in ("h", "tail")} | {"mean"}
+        parts = temporal.CHOICES[config.temporal].state_names
+        names = {f"layers.{i}.{part}" for i in range(config.depth) for part in parts} | {"mean"}
         if missing := sorted(names - set(tensors)):
             raise ValueError(f"TRecViTState: tensors must have {', '.join(missing)}, got none of that name")
         if unexpected := sorted(set(tensors) - names):
             raise ValueError(f"TRecViTState: tensors must not have {', '.join(unexpected)}")
-        layers = tuple((tensors[f"layers.{i}.h"], tensors[f"layers.{i}.tail"]) for i in range(config.depth))
+        layers = tuple(tuple(tensors[f"layers.{i}.{part}"] for part in parts) for i in range(config.depth))
         return cls(config, layers, tensors["mean"], frames)
 
     def to(self, device: torch.device | str) -> TRecViTState:
@@ -77,7 +85,7 @@ class TRecViTState:
         return self._map(Tensor.clone)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TRecViTState:
-        layers = tuple((function(h), function(tail)) for h, tail in self.layers)
+        layers = tuple(tuple(function(tensor) for tensor in layer) for layer in self.layers)
         return dataclasses.replace(self, layers=layers, mean=function(self.mean))
 
     def check(self, where: str, config: TRecViTConfig, batch_size: int, device: torch.device) -> None:

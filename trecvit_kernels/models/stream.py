@@ -16,6 +16,7 @@ from trecvit_kernels.models import pretrained
 from trecvit_kernels.models.config import TRecViTConfig
 from trecvit_kernels.models.state import TRecViTState
 from trecvit_kernels.models.trecvit import TRecViT
+from trecvit_kernels.modules import temporal
 from trecvit_kernels.modules.linear import PackedWeights
 
 _FORMAT = "trecvit_kernels.stream.1"
@@ -24,6 +25,8 @@ _WARM_UP_STEPS = 3
 
 class Stream:
     """Predictions for a video that arrives frame by frame; memory and time per frame are constant.
+
+    (Not with ``temporal="attention"``, whose state grows up to its window, and without a window for ever.)
 
     The model runs without gradients, as it is: call ``model.eval()`` first if it has dropout. Weights may not
     be replaced or moved while the stream lives. On a CPU a bfloat16 model's linear weights are copied once into
@@ -39,8 +42,8 @@ class Stream:
 
     Raises:
         TypeError: model is no TRecViT, or cuda_graph or batch_size of a wrong type.
-        ValueError: batch_size < 1, cuda_graph=True on another device, or a model in training mode with
-            dropout.
+        ValueError: batch_size < 1, cuda_graph=True on another device or with a temporal module that no graph can
+            hold, or a model in training mode with dropout.
     """
 
     def __init__(self, model: TRecViT, batch_size: int = 1, cuda_graph: bool | str = "auto") -> None:
@@ -52,11 +55,16 @@ class Stream:
             raise TypeError(f'Stream: cuda_graph must be True, False or "auto", got {cuda_graph!r}')
         if model.training and model.config.dropout > 0:
             raise ValueError("Stream: model must be in evaluation mode, got a training model with dropout")
-        device = model.embedding.weight.device
+        device, choice = model.embedding.weight.device, temporal.CHOICES[model.config.temporal]
+        if cuda_graph is True and not choice.cuda_graph:
+            raise ValueError(
+                f"Stream: cuda_graph=True needs a model whose step a graph can hold, got temporal ="
+                f" {model.config.temporal!r}"
+            )
         if cuda_graph is True and device.type != "cuda":
             raise ValueError(f"Stream: cuda_graph=True needs a model on a CUDA device, got one on {device}")
         self.model, self.batch_size = model, batch_size
-        self._use_graph = cuda_graph is not False and device.type == "cuda"
+        self._use_graph = cuda_graph is not False and device.type == "cuda" and choice.cuda_graph
         self._state = model.init_state(batch_size)
         rows = batch_size * model.config.tokens
         self._packed = PackedWeights(model, rows)
@@ -151,9 +159,15 @@ class Stream:
                 f"{where}: {path} must be a state of this model, got one of a model with other weights"
             )
         for name, tensor in self.model.init_state(self.batch_size).tensors().items():
-            check_shape(where, f"state {name}", state.tensors()[name], tensor.shape)
-            # The convolution's tail has the dtype of the activations: under autocast not that of the weights.
-            if not name.endswith("tail") and state.tensors()[name].dtype != tensor.dtype:
+            shape = list(tensor.shape)
+            if name.endswith((".keys", ".values")):
+                shape[1] = temporal.kept_frames(state.frames, config.temporal_window)
+            check_shape(where, f"state {name}", state.tensors()[name], shape)
+            # Tails, keys and values have the dtype of the activations: under autocast not that of the weights.
+            if (
+                not name.endswith((".tail", ".keys", ".values"))
+                and state.tensors()[name].dtype != tensor.dtype
+            ):
                 got, expected = (_name(t.dtype) for t in (state.tensors()[name], tensor))
                 raise ValueError(f"{where}: state {name} must have dtype {expected}, got {got}")
         self._state, self._frame_like = state, None
@@ -198,9 +212,9 @@ class _GraphedStep:
         logits, layers, mean = self.model.advance(
             self.frame.unsqueeze(1), self.buffers.layers, self.buffers.mean, self.frames
         )
-        for (h, tail), (new_h, new_tail) in zip(self.buffers.layers, layers, strict=True):
-            h.copy_(new_h)
-            tail.copy_(new_tail)
+        for old, new in zip(self.buffers.layers, layers, strict=True):
+            for buffer, tensor in zip(old, new, strict=True):
+                buffer.copy_(tensor)
         self.buffers.mean.copy_(mean)
         return logits
 

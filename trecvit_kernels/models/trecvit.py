@@ -15,11 +15,11 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trecvit_kernels._checks import check_device, check_dtype, check_tensor
+from trecvit_kernels._checks import check_device, check_dtype, check_like, check_tensor
 from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
-from trecvit_kernels.models.state import LayerState, TRecViTState
-from trecvit_kernels.modules import RecurrentBlock, SpatialBlock, _init
+from trecvit_kernels.models.state import AnyLayerState, TRecViTState
+from trecvit_kernels.modules import SpatialBlock, _init, temporal
 from trecvit_kernels.modules._residual import Residual, add_residual
 from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
@@ -31,23 +31,29 @@ class Block(nn.Module):
 
     def __init__(self, config: TRecViTConfig) -> None:
         super().__init__()
-        self.time = RecurrentBlock(
+        self.time: temporal.TemporalModule = temporal.create(
+            config.temporal,
             config.width,
             config.lru_width,
             config.num_heads,
             conv1d_width=config.conv1d_width,
             complex_lru=config.complex_lru,
             min_radius=config.min_radius,
+            max_radius=config.max_radius,
+            gates=config.lru_gates,
+            normalizer=config.lru_normalizer,
+            skip=config.temporal_skip,
+            window=config.temporal_window,
             out_variance=2.0 / config.depth,
         )
         self.space = SpatialBlock(config.width, config.mlp_dim, config.num_heads, dropout=config.dropout)
 
-    def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, Tensor, LayerState]:
+    def forward(self, x: Tensor, state: AnyLayerState | None = None) -> tuple[Tensor, Tensor, AnyLayerState]:
         """x (B, T, N, width) -> x after time, x after space, state after the last frame."""
         after_time, state = self.time(x, state=state)
         return after_time, self.space(after_time), state
 
-    def mix(self, stream: Residual, state: LayerState | None = None) -> tuple[Residual, LayerState]:
+    def mix(self, stream: Residual, state: AnyLayerState | None = None) -> tuple[Residual, AnyLayerState]:
         """``forward`` on a stream whose last addition is still to be made, and so on."""
         stream, state = self.time.mix(stream, state=state)
         return self.space.mix(stream), state
@@ -92,9 +98,9 @@ class TRecViT(
 
     def reset_parameters(self) -> None:
         """Official initialisation of what is outside the blocks; those initialise themselves."""
-        _reset_linear(self.embedding)
+        reset_linear(self.embedding)
         if self.pre_logits is not None:
-            _reset_linear(self.pre_logits)
+            reset_linear(self.pre_logits)
         self.reset_classifier()
         if self.config.posemb == "learned":
             _init.normal_(self.pos_embedding, self.config.width)
@@ -104,7 +110,7 @@ class TRecViT(
     def reset_classifier(self) -> None:
         """A new classifier for the same number of classes."""
         if self.cls_head is not None:
-            _reset_linear(self.cls_head)
+            reset_linear(self.cls_head)
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """In training, keep only each block's input and run the block again in the backward pass."""
@@ -174,13 +180,29 @@ class TRecViT(
             "probs": logits.softmax(dim=-1).mean(dim=1),
         }
 
-    def forward_features(self, video: Tensor) -> Tensor:
+    def forward_features(self, video: Tensor, *, kept: Tensor | None = None) -> Tensor:
         """Encoder output (B * clips, T / clips, N, C), N counting the cls token, which comes first.
 
-        Video and errors as in ``forward``.
+        Args:
+            video: as in ``forward``.
+            kept: int64 (B, K), the patches of each video that the encoder sees, the same ones in every frame,
+                row by row from 0; the others cost nothing and N is K, or K + 1 with a cls token. None: all.
+
+        Raises:
+            TypeError, ValueError: as in ``forward``, or ``kept`` does not fit or has no patch of that number.
         """
-        self.check_video("TRecViT.forward_features", "video", video, ndim=5)
-        return self._encode(self._embed(self._split_clips("TRecViT.forward_features", video)))
+        where = "TRecViT.forward_features"
+        self.check_video(where, "video", video, ndim=5)
+        clips = self._split_clips(where, video)
+        if kept is not None:
+            check_tensor(where, "kept", kept, ndim_at_least=2)
+            shape, patches = (video.shape[0], *kept.shape[1:2]), self.config.grid[0] * self.config.grid[1]
+            check_like(where, "kept", kept, shape=shape, dtypes=(torch.int64,), device=video.device)
+            if not kept.shape[1] or kept.min() < 0 or kept.max() >= patches:
+                got = f"{int(kept.min())} to {int(kept.max())}" if kept.numel() else "none"
+                raise ValueError(f"{where}: kept must be patches 0 to {patches - 1}, got {got}")
+            kept = kept.repeat_interleave(clips.shape[0] // video.shape[0], dim=0)
+        return self._encode(self._embed(clips, kept))
 
     def init_state(self, batch_size: int) -> TRecViTState:
         """The state before the first frame of ``batch_size`` streams, on the model's device."""
@@ -223,20 +245,20 @@ class TRecViT(
         video = frame.unsqueeze(1) if frame.ndim == 4 else frame
         frames = state.frames + video.shape[1]
         # Without a state the blocks start a sequence: that is the reset of the first frame.
-        layers: list[LayerState] = []
+        layers: list[AnyLayerState] = []
         encoded = self._encode(self._embed(video), state.layers if state.frames else None, layers)
         mean = self._running_mean(state.mean, encoded, frames)
         return encoded, TRecViTState(self.config, tuple(layers), mean, frames)
 
     def advance(
-        self, video: Tensor, layers: Sequence[LayerState], mean: Tensor, frames: Tensor
-    ) -> tuple[Tensor, tuple[LayerState, ...], Tensor]:
+        self, video: Tensor, layers: Sequence[AnyLayerState], mean: Tensor, frames: Tensor
+    ) -> tuple[Tensor, tuple[AnyLayerState, ...], Tensor]:
         """``step`` on bare tensors and without checks, for CUDA graphs; never a stream's first frame.
 
         video (B, t, 3, H, W); layers and mean as in ``TRecViTState``; frames: scalar tensor, their number
         with these. Returns logits, layers, mean.
         """
-        new_layers: list[LayerState] = []
+        new_layers: list[AnyLayerState] = []
         encoded = self._encode(self._embed(video), layers, new_layers)
         mean = self._running_mean(mean, encoded, frames)
         return self._classify(mean), tuple(new_layers), mean
@@ -249,17 +271,26 @@ class TRecViT(
         features = mean.to(self.embedding.weight.dtype)
         return features if self.cls_head is None else self.cls_head(features)
 
-    def _embed(self, video: Tensor) -> Tensor:
-        """Tokens (B, T, N, C) of video (B, T, 3, H, W); flattened patches times a matrix move no token."""
+    def patches(self, video: Tensor) -> Tensor:
+        """Pixels (B, T, N, rows * columns * 3) of the patches of video (B, T, 3, H, W), in its dtype; no checks."""
         (down, across), (height, width) = self.config.grid, self.config.patch_size
-        weight = self.embedding.weight
         patches = video[..., : down * height, : across * width]
         patches = patches.unflatten(-1, (across, width)).unflatten(-3, (down, height))
-        patches = patches.permute(0, 1, 3, 5, 4, 6, 2).flatten(4).flatten(2, 3)
+        return patches.permute(0, 1, 3, 5, 4, 6, 2).flatten(4).flatten(2, 3)
+
+    def _embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Tokens (B, T, N, C) of video (B, T, 3, H, W), or of its patches ``kept`` (B, K) alone.
+
+        Flattened patches times a matrix move no token.
+        """
+        weight, patches, pos_embedding = self.embedding.weight, self.patches(video), self.pos_embedding
+        if kept is not None:
+            patches = patches.take_along_dim(kept[:, None, :, None], dim=2)
+            pos_embedding = pos_embedding[0][kept].unsqueeze(1)
         patches = (
             patches.to(weight.dtype).div_(255) if video.dtype == torch.uint8 else patches.to(weight.dtype)
         )
-        x = add_residual(self.embedding(patches), self.pos_embedding)
+        x = add_residual(self.embedding(patches), pos_embedding)
         if self.cls is None:
             return x
         return torch.cat([self.cls.to(x.dtype).expand(*x.shape[:2], 1, -1), x], dim=2)
@@ -267,8 +298,8 @@ class TRecViT(
     def _encode(
         self,
         x: Tensor,
-        layers: Sequence[LayerState] | None = None,
-        new_layers: list[LayerState] | None = None,
+        layers: Sequence[AnyLayerState] | None = None,
+        new_layers: list[AnyLayerState] | None = None,
         kept: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """All blocks and the last norm, from the states ``layers`` or from the start of a sequence.
@@ -346,7 +377,8 @@ class TRecViT(
         return pretrained.load(**arguments)
 
 
-def _reset_linear(linear: nn.Linear) -> None:
+def reset_linear(linear: nn.Linear) -> None:
+    """LeCun normal weights, zero bias: official for all that is outside the blocks."""
     _init.truncated_normal_(linear.weight, linear.in_features)
     nn.init.zeros_(linear.bias)
 

@@ -17,6 +17,41 @@ from trecvit_kernels.ops.gated_lru.op import NORMALIZERS
 MAX_RADIUS = 0.999
 
 
+def check_lru(
+    where: str,
+    width: int,
+    num_heads: int,
+    complex_lru: bool,
+    min_radius: float,
+    max_radius: float,
+    normalizer: str,
+) -> None:
+    """ValueError unless an LRU can have these sizes."""
+    halves = 2 if complex_lru else 1
+    if num_heads < 1 or width < 1 or width % (halves * num_heads):
+        raise ValueError(
+            f"{where}: width must be a multiple of {'2 * ' if complex_lru else ''}num_heads"
+            f" = {halves * num_heads}, got {width}"
+        )
+    if not 0.0 < max_radius < 1.0:
+        raise ValueError(f"{where}: max_radius must lie between 0 and 1, got {max_radius}")
+    if not 0.0 < min_radius < max_radius:
+        raise ValueError(f"{where}: min_radius must lie between 0 and {max_radius}, got {min_radius}")
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"{where}: normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}")
+
+
+@torch.no_grad()
+def reset_decay(a_param: Tensor, a_imag_param: Tensor | None, min_radius: float, max_radius: float) -> None:
+    """Radius exp(-softplus(a_param)) uniform in area on the ring between the two, phase uniform in [0, 0.1 pi]."""
+    area = torch.empty_like(a_param).uniform_()
+    squared = area * (max_radius**2 - min_radius**2) + min_radius**2 + 1e-8
+    # Inverse softplus of -log(radius): log(exp(-log radius) - 1).
+    a_param.copy_(torch.log(torch.expm1(-0.5 * torch.log(squared))))
+    if a_imag_param is not None:
+        nn.init.uniform_(a_imag_param, 0.0, 0.1 * math.pi)
+
+
 class BlockDiagonalLinear(nn.Module):
     """A linear layer per head on that head's slice of the channels: (..., width) -> (..., out_width).
 
@@ -49,12 +84,12 @@ class GatedLRU(nn.Module):
     Args:
         width: channels. complex_lru: they are [real half | imaginary half] of width / 2 complex ones.
         num_heads: blocks of the gates' weights.
-        min_radius: the decay exp(-8 r softplus(a_param)) starts with a radius between ``min_radius`` and
-            0.999 to the power 8 r, uniform in area.
+        min_radius, max_radius: the decay exp(-8 r softplus(a_param)) starts with a radius between the two to the
+            power 8 r, uniform in area.
         normalizer: ``"sqrt"`` or ``"convex"``.
 
     Raises:
-        ValueError: heads that do not divide the (half) width, a radius outside (0, 0.999) or an unknown
+        ValueError: heads that do not divide the (half) width, radii that are not 0 < min < max < 1 or an unknown
             normalizer.
     """
 
@@ -67,38 +102,23 @@ class GatedLRU(nn.Module):
         *,
         complex_lru: bool = False,
         min_radius: float = 0.6,
+        max_radius: float = MAX_RADIUS,
         normalizer: str = "sqrt",
     ) -> None:
         super().__init__()
-        halves = 2 if complex_lru else 1
-        if num_heads < 1 or width < 1 or width % (halves * num_heads):
-            raise ValueError(
-                f"GatedLRU: width must be a multiple of {'2 * ' if complex_lru else ''}num_heads"
-                f" = {halves * num_heads}, got {width}"
-            )
-        if not 0.0 < min_radius < MAX_RADIUS:
-            raise ValueError(f"GatedLRU: min_radius must lie between 0 and {MAX_RADIUS}, got {min_radius}")
-        if normalizer not in NORMALIZERS:
-            raise ValueError(
-                f"GatedLRU: normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}"
-            )
-        self.width, self.min_radius, self.normalizer = width, min_radius, normalizer
-        channels = width // halves
+        check_lru("GatedLRU", width, num_heads, complex_lru, min_radius, max_radius, normalizer)
+        self.width, self.normalizer = width, normalizer
+        self.min_radius, self.max_radius = min_radius, max_radius
+        channels = width // (2 if complex_lru else 1)
         self.a_param = nn.Parameter(torch.empty(channels))
         self.a_imag_param = nn.Parameter(torch.empty(channels)) if complex_lru else None
         self.input_gate = BlockDiagonalLinear(width, channels, num_heads)
         self.a_gate = BlockDiagonalLinear(width, channels, num_heads)
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Radius uniform in area on the ring [min_radius, 0.999], phase uniform in [0, 0.1 pi]."""
-        area = torch.empty_like(self.a_param).uniform_()
-        squared = area * (MAX_RADIUS**2 - self.min_radius**2) + self.min_radius**2 + 1e-8
-        # Inverse softplus of -log(radius): log(exp(-log radius) - 1).
-        self.a_param.copy_(torch.log(torch.expm1(-0.5 * torch.log(squared))))
-        if self.a_imag_param is not None:
-            nn.init.uniform_(self.a_imag_param, 0.0, 0.1 * math.pi)
+        """Radius uniform in area on the ring [min_radius, max_radius], phase uniform in [0, 0.1 pi]."""
+        reset_decay(self.a_param, self.a_imag_param, self.min_radius, self.max_radius)
         self.input_gate.reset_parameters()
         self.a_gate.reset_parameters()
 

@@ -12,7 +12,7 @@ from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
 from trecvit_kernels.modules.conv import CausalConv1d
-from trecvit_kernels.modules.gated_lru import GatedLRU
+from trecvit_kernels.modules.gated_lru import MAX_RADIUS, GatedLRU
 from trecvit_kernels.modules.linear import Linear, call_linear
 from trecvit_kernels.modules.norm import RMSNorm, norm_recipe
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
@@ -32,7 +32,7 @@ class RecurrentBlock(nn.Module):
         width: channels of the tokens. lru_width: channels of the recurrence.
         num_heads: blocks of the gates' weights.
         conv1d_width: taps of the convolution over time.
-        complex_lru, min_radius: as in ``GatedLRU``.
+        complex_lru, min_radius, max_radius: as in ``GatedLRU``.
         out_variance: variance of linear_out's initial weights times its fan-in (TRecViT: 2 / depth).
     """
 
@@ -45,6 +45,7 @@ class RecurrentBlock(nn.Module):
         conv1d_width: int = 4,
         complex_lru: bool = False,
         min_radius: float = 0.6,
+        max_radius: float = MAX_RADIUS,
         out_variance: float = 1.0,
     ) -> None:
         super().__init__()
@@ -53,7 +54,9 @@ class RecurrentBlock(nn.Module):
         self.linear_x = Linear(width, lru_width)
         self.linear_y = Linear(width, lru_width)
         self.conv_1d = CausalConv1d(lru_width, conv1d_width)
-        self.rg_lru = GatedLRU(lru_width, num_heads, complex_lru=complex_lru, min_radius=min_radius)
+        self.rg_lru = GatedLRU(
+            lru_width, num_heads, complex_lru=complex_lru, min_radius=min_radius, max_radius=max_radius
+        )
         self.linear_out = Linear(lru_width, width)
         self.reset_parameters()
 
