@@ -1,4 +1,4 @@
-"""The command line: ``trecvit info | classify | stream | convert | demo``.
+"""The command line: ``trecvit info | classify | stream | convert | demo | train | evaluate | export``.
 
 Results go to standard output, notes and errors to standard error. An error is one line; status 2 means
 arguments that cannot be right, 1 everything else. Progress bars appear on a terminal only.
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from trecvit_kernels import _training_commands
 
 # PyAV and the model are imported inside the commands, so that --help and wrong arguments answer at once.
 if TYPE_CHECKING:
@@ -311,6 +313,9 @@ def _clear_errors() -> Iterator[None]:
             message = " ".join(str(error).split()) or type(error).__name__
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(1) from error
+
+
+_training_commands.add_to(app, _clear_errors)
 
 
 def main() -> None:

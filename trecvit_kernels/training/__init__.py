@@ -1,0 +1,1 @@
+"""The training program behind ``trecvit train``: configuration, data, loop, checkpoints."""
