@@ -135,6 +135,17 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
 // fetches ahead by itself, and that their states stay in its second cache.
 constexpr int64_t kPanel = 32;
 
+// One line of every row of frame t: its page's address is then known when the frame comes. The rest of the row the
+// processor fetches faster by itself.
+template <class K>
+TRECVIT_INLINE void announce(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t) {
+  __builtin_prefetch(lanes.row(p.x, t));
+  __builtin_prefetch(lanes.row(p.gate_x, t));
+  __builtin_prefetch(lanes.row(p.gate_a, t));
+  if constexpr (K::mixer) __builtin_prefetch(lanes.row(p.v, t));
+  __builtin_prefetch(lanes.row(p.y, t), 1);
+}
+
 template <class K>
 struct Walker {
   Lanes<K> lanes;
@@ -161,6 +172,7 @@ void walk(const GatedLruForward& p, const typename K::S* decay, const Blocks& bl
     for (int64_t k = 0; k < count; ++k) {
       const Lanes<K>& lanes = walkers[k].lanes;
       auto& h = walkers[k].h;
+      if (t + 1 < segment.end) announce(p, lanes, t + 1);
       if (save) h.write(lanes.state(p, p.states, t / p.frames_per_state - 1, saved), lanes.half, 1, lanes.block.width);
       step_frame<K, true>(p, lanes, t, resets_at(p, lanes.block.batch, t), h, h);
     }
