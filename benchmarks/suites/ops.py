@@ -31,7 +31,6 @@ Make = Callable[[], list[Work]]  # the same work on every set of inputs
 
 DIRECTIONS = ("forward", "forward + backward")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FEW_FRAMES = 16
 _COPY, _EXACT = "copy of the same bytes", 1e-3
 _USUAL, _QUICK = Budget(0.35, 3, 30), Budget(0.1, 2, 10)
 # Sizes at which a GPU is busy, beside those of the ops' folders.
@@ -55,20 +54,12 @@ def rows(at: Setting) -> Iterator[Comparison]:
         names = [name for name in room.available(at.device) if name != "reference"]
         more = _ON_GPU.get(room.name, ()) if at.device == "cuda" else ()
         for case in room.sized(dtypes, at.tiny, more) if names else ():
-            if _left_out(at, case):
-                continue
             if not (at.quick or at.tiny):  # nothing is compiled then
                 torch._dynamo.reset()  # its limit of recompilations counts per function
             label = row_label(room.name, case, "{}")
             if named.setdefault(label, case) is not case:
                 label = f"{label}, {case.name}"
             yield from _case_rows(at, room, case, label, names)
-
-
-def _left_out(at: Setting, case: Any) -> bool:
-    """Long calls with float16 matrix products on a CPU, for minutes: few have them in hardware. --dtype brings them."""
-    products = hasattr(case, "heads") and getattr(case, "frames", 1) > _FEW_FRAMES
-    return at.device == "cpu" and not at.dtypes and case.dtype == torch.float16 and products
 
 
 def _case_rows(at: Setting, room: Room, case: Any, label: str, names: list[str]) -> Iterator[Comparison]:

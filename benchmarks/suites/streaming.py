@@ -21,7 +21,7 @@ from benchmarks.models import common as models
 from benchmarks.models.common import dtype_name, on
 from benchmarks.rows import FAILURES, Comparison, Measurement, Peer
 from benchmarks.setting import Setting
-from benchmarks.suites.model import MODEL, ONEDNN, PRODUCTS, REFERENCE
+from benchmarks.suites.model import COMPILED, MODEL, ONEDNN, PRODUCTS, REFERENCE
 from benchmarks.timing import Budget
 from trecvit_kernels import Stream, TRecViT
 
@@ -62,6 +62,11 @@ def _steps(at: Setting) -> Iterator[Comparison]:
         if not at.floors_only:
             reference = on("reference", _under_way(model, first, frame, "reference"))
             yield row(what, push, [Peer(REFERENCE, reference, None)], check)
+            if not at.quick:
+                other = models.compiled_blocks(at, model)
+                compiled = on("reference", _under_way(other, first, frame, "reference"))
+                yield row(what, push, [Peer(COMPILED, compiled, None)], check)
+                del other, compiled
             for name in models.kernels(at.device)[1:]:
                 other = on(name, _under_way(model, first, frame, name))
                 again = functools.cache(functools.partial(on(name, models.check_streaming), model))
