@@ -31,7 +31,7 @@ class Labels(Task):
     """Stands for any task with labels."""
 
     needs = ("video", "label")
-    num_classes = 2
+    classes = 2
 
     def build(self):
         raise AssertionError("a model was built")

@@ -21,6 +21,20 @@ class Task(abc.ABC):
 
     needs: tuple[str, ...] = ("video",)
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes labels can name; None: the task has no use for labels."""
+        return None
+
+    def check_clips(self, prefix: str, frames: int, size: tuple[int, int], *, training: bool) -> None:
+        """ValueError unless clips of ``frames`` frames of ``size`` (height, width) fit the task's model.
+
+        Args:
+            prefix: of the keys in the configuration, "data." or "data.validation_", for the message.
+            training: whether these are clips to train on or to be evaluated.
+        """
+        return None
+
     @abc.abstractmethod
     def build(self) -> nn.Module:
         """A new model with random weights; the caller has seeded PyTorch."""
@@ -38,3 +52,9 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Measures over all batches, model in evaluation mode and without gradients."""
+
+
+def check_image_size(prefix: str, expected: tuple[int, int], size: tuple[int, int]) -> None:
+    """ValueError unless frames have the (height, width) of the model's configuration."""
+    if tuple(size) != tuple(expected):
+        raise ValueError(f"{prefix}size must be the model's image_size {tuple(expected)}, got {tuple(size)}")

@@ -103,8 +103,7 @@ def open_data(
     Raises:
         ConfigError: data that cannot be read, lacks what the task needs, or has labels that the task has no class for.
     """
-    classes = getattr(task, "num_classes", None)
-    classes = getattr(getattr(task, "model", None), "num_classes", None) if classes is None else classes
+    classes = task.classes
     labelled = "label" in task.needs
     if data.source == "synthetic":
         if labelled and classes is not None and data.directions > classes:

@@ -40,7 +40,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig, training: bool = True) -> None:
         self.config, self.task = config, config.task
         self.device = _device(config.run.device)
-        check_size(config)
+        check_clips(config)
         if config.run.tensorboard:
             check_tensorboard()
         self.train_clips, self.validation_clips, self.classes = data.open_data(
@@ -69,8 +69,6 @@ class Trainer:
         return (
             self.averaged.module if self.averaged is not None and self.config.run.evaluate_ema else self.model
         )
-
-    # --- training ---------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
         """Train from ``step`` to the end with log, evaluations and checkpoints; returns the last measures.
@@ -175,8 +173,6 @@ class Trainer:
             self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bfloat16"
         )
 
-    # --- evaluation -------------------------------------------------------------------------------------------------
-
     def evaluate(self, log: Log | None = None) -> dict[str, float]:
         """The task's measures on the validation data. Draws no random number that training would have drawn.
 
@@ -226,8 +222,6 @@ class Trainer:
         if not math.isnan(value) and (self.best is None or value > self.best):
             self.best = value
             checkpoint.write(folder / checkpoint.FOLDER / checkpoint.BEST, self.state())
-
-    # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def state(self) -> Checkpoint:
         """Everything that the rest of the run follows from."""
@@ -281,30 +275,11 @@ class Trainer:
         self.step = saved.state["step"]
 
 
-def check_size(config: TrainingConfig) -> None:
-    """ConfigError unless clips of the configured size fit the task's model."""
-    task = config.task
-    if callable(target := getattr(task, "target_frame", None)):  # a frame that clips must be long enough for
-        for clips in (config.data, config.data.for_validation()):
-            target(torch.empty(1, clips.frames, 3, *clips.size, device="meta"))
-    if callable(check := getattr(task, "check_size", None)):
-        for clips in (config.data, config.data.for_validation()):
-            check(clips.frames, clips.size)
-        return
-    model = getattr(task, "config", getattr(task, "model", None))
-    expected = getattr(getattr(model, "encoder", model), "image_size", None)
-    if expected is None:
-        return
-    sizes = {"size": config.data.size}
-    # A task that takes several views of a validation video cuts them to size itself.
-    views = {"test_clips": 1, "test_crops": 1, "test_stride": 1, "test_frames": None}
-    if all(getattr(task, name, default) == default for name, default in views.items()):
-        sizes["validation_size"] = config.data.for_validation().size
-    for name, size in sizes.items():
-        if tuple(expected) != tuple(size):
-            raise ConfigError(
-                f"data.{name} must be the model's image_size {tuple(expected)}, got {tuple(size)}"
-            )
+def check_clips(config: TrainingConfig) -> None:
+    """ValueError unless clips of the configured sizes fit the task's model."""
+    validation = config.data.for_validation()
+    for prefix, clips in (("data.", config.data), ("data.validation_", validation)):
+        config.task.check_clips(prefix, clips.frames, clips.size, training=clips is config.data)
 
 
 def seed_everything(seed: int) -> None:

@@ -15,7 +15,7 @@ from trecvit_kernels.models import SIZES, TRecViTConfig, create_model
 from trecvit_kernels.tasks.classification.metrics import check_labels, top_k_correct
 from trecvit_kernels.tasks.classification.views import AVERAGES, average_views, multi_view
 from trecvit_kernels.tasks.classification.vit import initialise_from_vit
-from trecvit_kernels.tasks.task import Batch, Task
+from trecvit_kernels.tasks.task import Batch, Task, check_image_size
 
 _WHERE = "ClassificationTask"
 _VIEWS_AT_ONCE = 4
@@ -98,6 +98,16 @@ class ClassificationTask(Task):
     def config(self) -> TRecViTConfig:
         """Of the model that ``build`` makes (``pretrained`` weights may bring their own)."""
         return SIZES[self.model].replace(_WHERE, num_classes=self.num_classes, **self.overrides)
+
+    @property
+    def classes(self) -> int:
+        return self.num_classes
+
+    def check_clips(self, prefix: str, frames: int, size: tuple[int, int], *, training: bool) -> None:
+        """Several views of a video are cut to size by the task itself."""
+        views = (self.test_clips, self.test_crops, self.test_stride, self.test_frames)
+        if training or views == (1, 1, 1, None):
+            check_image_size(prefix, self.config.image_size, size)
 
     def build(self) -> nn.Module:
         network = create_model(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from trecvit_kernels._checks import check_tensor
 from trecvit_kernels.models import TRecViT, positions, pretrained
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.tasks._weights import read_weights
 
 _WHERE = "initialise_from_vit"
 PARTS = ("patches", "positions", "cls", "blocks", "norm")
@@ -167,15 +167,7 @@ def read_vit(path: str | Path) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"{_WHERE}: weights must be a file, found no file {path}")
-    if path.suffix == ".safetensors":
-        content: Any = pretrained.read_safetensors(_WHERE, path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"{_WHERE}: {path} must be a complete PyTorch file of plain tensors ({error})"
-            ) from error
+    content = read_weights(_WHERE, path)
     for inside in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(inside), Mapping):
             content = content[inside]

@@ -13,7 +13,7 @@ from trecvit_kernels.models import SIZES
 from trecvit_kernels.tasks.masked_autoencoding.config import MaskedAutoencoderConfig
 from trecvit_kernels.tasks.masked_autoencoding.masks import tube_mask
 from trecvit_kernels.tasks.masked_autoencoding.model import MaskedAutoencoder, Reconstruction
-from trecvit_kernels.tasks.task import Batch, Task
+from trecvit_kernels.tasks.task import Batch, Task, check_image_size
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class MaskedAutoencodingTask(Task):
             mask_ratio=self.mask_ratio,
             loss_over=self.loss_over,
         )
+
+    def check_clips(self, prefix: str, frames: int, size: tuple[int, int], *, training: bool) -> None:
+        check_image_size(prefix, self.config.encoder.image_size, size)
 
     def build(self) -> MaskedAutoencoder:
         """A new ``MaskedAutoencoder``."""

@@ -15,7 +15,7 @@ from trecvit_kernels._checks import check_tensor
 from trecvit_kernels.models import SIZES, TRecViTConfig
 from trecvit_kernels.tasks.memorisation.metrics import psnr
 from trecvit_kernels.tasks.memorisation.model import Memoriser
-from trecvit_kernels.tasks.task import Batch, Task
+from trecvit_kernels.tasks.task import Batch, Task, check_image_size
 
 _WHERE = "MemorisationTask"
 TARGETS = ("before_last", "fixed")
@@ -64,6 +64,11 @@ class MemorisationTask(Task):
     def config(self) -> TRecViTConfig:
         """Of the encoder."""
         return SIZES[self.model].replace(_WHERE, **self.overrides)
+
+    def check_clips(self, prefix: str, frames: int, size: tuple[int, int], *, training: bool) -> None:
+        if self.k >= frames:
+            raise ValueError(f"{prefix}frames must be at least k + 1 = {self.k + 1} frames, got {frames}")
+        check_image_size(prefix, self.config.image_size, size)
 
     def build(self) -> Memoriser:
         """A new ``Memoriser``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from trecvit_kernels.models import positions, pretrained
 from trecvit_kernels.models.checkpoint import read_npz
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.tasks._weights import read_weights
 from trecvit_kernels.tasks.point_tracking import layouts
 from trecvit_kernels.tasks.point_tracking.config import PointTrackerConfig
 from trecvit_kernels.tasks.point_tracking.model import PointTracker
@@ -107,15 +107,7 @@ def load_tapnext_checkpoint(
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     """Names and tensors of a state dict, without the prefix."""
-    if path.suffix == ".safetensors":
-        content: Any = pretrained.read_safetensors(_WHERE, path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"{_WHERE}: {path} must be a complete PyTorch file of plain tensors ({error})"
-            ) from error
+    content = read_weights(_WHERE, path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:

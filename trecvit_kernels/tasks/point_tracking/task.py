@@ -62,12 +62,9 @@ class PointTrackingTask(Task):
                     f"PointTrackingTask: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
 
-    def check_size(self, frames: int, size: tuple[int, int]) -> None:
-        """ValueError unless clips of this shape fit the model."""
+    def check_clips(self, prefix: str, frames: int, size: tuple[int, int], *, training: bool) -> None:
         if any(side % patch for side, patch in zip(size, self.model.patch_size)):
-            raise ValueError(
-                f"PointTrackingTask: a video must have whole patches of {self.model.patch_size}, got {size}"
-            )
+            raise ValueError(f"{prefix}size must be whole patches of {self.model.patch_size}, got {size}")
 
     def build(self) -> nn.Module:
         """A ``PointTracker``."""
