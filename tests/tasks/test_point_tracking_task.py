@@ -40,13 +40,23 @@ def _truth(batch: Batch, shift: float = 0.0) -> Oracle:
     return Oracle(tracks, batch["visible"].transpose(1, 2))
 
 
+def _still(batch: Batch) -> Oracle:
+    """Every point stays where it was asked for, of a video of 64 x 64 pixels."""
+    frames = batch["video"].shape[1]
+    tracks = (batch["query_points"][:, None, :, 1:] * 4).expand(-1, frames, -1, -1)
+    return Oracle(tracks, batch["visible"].transpose(1, 2))
+
+
 def test_perfect_tracks() -> None:
     batch, task = _batch(), PointTrackingTask(model=CONFIG)
     oracle = _truth(batch)
-    assert task.evaluate(oracle, [batch, batch]) == {
+    measures = task.evaluate(oracle, [batch, batch])
+    assert measures.pop("static_error") > 1
+    assert measures == {
         "average_jaccard": 1.0,
         "average_points_within": 1.0,
         "occlusion_accuracy": 1.0,
+        "mean_error": pytest.approx(0.0, abs=1e-4),
     }
     t, y, x = batch["query_points"].unbind(-1)
     torch.testing.assert_close(oracle.queries, torch.stack([t, y * 64 / 32, x * 64 / 48], dim=-1))
@@ -58,6 +68,22 @@ def test_tracks_that_are_three_pixels_off() -> None:
     measures = PointTrackingTask(model=CONFIG).evaluate(_truth(batch, shift=3.0), [batch])
     assert measures["average_points_within"] == pytest.approx(0.6)
     assert measures["average_jaccard"] == pytest.approx(0.6)
+    assert measures["occlusion_accuracy"] == 1
+    assert measures["mean_error"] == pytest.approx(3.0, abs=1e-4)
+
+
+def test_mean_errors_count_visible_points_after_the_query() -> None:
+    """By hand: the query's frame and a hidden one do not count; a 3-4-5 triangle, in a raster 4 times as fine."""
+    batch = {
+        "video": torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8),
+        "query_points": torch.tensor([[[0.0, 20.0, 10.0]]]),
+        "target_points": torch.tensor([[[[10.0, 20.0], [13.0, 24.0], [900.0, 900.0], [10.0, 30.0]]]]),
+        "visible": torch.tensor([[[True, True, False, True]]]),
+    }
+    stays = _still(batch)
+    measures = PointTrackingTask(model=CONFIG).evaluate(stays, [batch])
+    assert measures["static_error"] == pytest.approx(4 * (5 + 10) / 2)
+    assert measures["mean_error"] == pytest.approx(measures["static_error"])
     assert measures["occlusion_accuracy"] == 1
 
 

@@ -32,7 +32,8 @@ class DataConfig:
 
     Attributes:
         source: "synthetic" (moving shapes, no files), "folder" (of one sub-folder of videos per class), "csv" (lines
-            ``path,label``, with a header; relative paths start at the file's folder) or "webdataset" (.tar shards).
+            ``path,label``, with a header; relative paths start at the file's folder), "webdataset" (.tar shards) or
+            "python" (datasets that are given to ``Trainer``).
         train, validation: folder, CSV file, or shards (a folder, or a pattern with ``*`` or ``{000..012}``). Without
             validation data nothing is evaluated.
         frames, stride: frames of a clip and their distance in the video. size: (height, width) in pixels.
@@ -47,7 +48,7 @@ class DataConfig:
             shapes: moving shapes in a synthetic clip. points: tracked points in it.
     """
 
-    source: Literal["synthetic", "folder", "csv", "webdataset"] = "synthetic"
+    source: Literal["synthetic", "folder", "csv", "webdataset", "python"] = "synthetic"
     train: str | None = None
     validation: str | None = None
     frames: int = 16
@@ -84,14 +85,15 @@ class DataConfig:
                 "data.scale_jitter must be [low, high] with 0.875 <= low <= high <= 8 (0.875 of 256 are the 224 pixels"
                 f" of the crop), got {[low, high]}"
             )
-        if self.source == "synthetic":
-            if self.train is not None or self.validation is not None:
-                raise ConfigError(
-                    "data.train and data.validation must not be given with source = 'synthetic'"
-                )
+        if self.source in ("synthetic", "python"):
+            for name in ("train", "validation"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"data.{name} must not be given with source = '{self.source}'")
             if self.flip:
-                raise ConfigError("data.flip must be false with synthetic clips: their label is a direction")
-            for name in ("size", "validation_size"):
+                raise ConfigError(
+                    f"data.flip must be false with source = '{self.source}': labels and tracks know their direction"
+                )
+            for name in ("size", "validation_size") if self.source == "synthetic" else ():
                 if min(getattr(self, name) or (16,)) < 16:
                     raise ConfigError(
                         f"data.{name} must be at least 16 for synthetic clips, got {getattr(self, name)}"

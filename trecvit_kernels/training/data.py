@@ -69,6 +69,37 @@ class Clips(Dataset[Item]):
         return {"skipped": skipped}
 
 
+class GivenClips(Dataset[Item]):
+    """A map-style dataset of the user's in the place of ``Clips``; index i means the same item in every epoch.
+
+    Raises:
+        TypeError: no such dataset. ConfigError: it is empty, or its first item is not what ``data`` and ``task`` say.
+    """
+
+    def __init__(self, name: str, items: Dataset[Item], data: DataConfig, task: Task) -> None:
+        if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+            raise TypeError(
+                f"{name} must be a map-style dataset, with __len__ and __getitem__, got {type(items).__name__}"
+            )
+        if len(items) < 1:
+            raise ConfigError(f"{name} must have at least one item, got none")
+        first, expected = items[0], (data.frames, 3, *data.size)
+        if missing := [key for key in task.needs if key not in first]:
+            raise ConfigError(f"{name}[0] must have {', '.join(task.needs)}, missing {', '.join(missing)}")
+        if tuple(first["video"].shape) != expected:
+            raise ConfigError(
+                f"{name}[0]['video'] must have shape {expected}, as data.frames and data.size say, got"
+                f" {tuple(first['video'].shape)}"
+            )
+        self.items, self.data = items, data
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: tuple[int, int]) -> Item:
+        return {**self.items[place[1]], "skipped": []}
+
+
 class Places(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from the ``position``-th sample on, without end: one shuffled epoch after another.
 
@@ -95,14 +126,37 @@ class Places(Sampler[list[tuple[int, int]]]):
         return np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.length)
 
 
+Source = Clips | GivenClips
+
+
 def open_data(
-    data: DataConfig, task: Task, seed: int, training: bool = True
-) -> tuple[Clips | None, Clips | None, list[str] | None]:
+    data: DataConfig,
+    task: Task,
+    seed: int,
+    training: bool = True,
+    given: tuple[Dataset[Item], Dataset[Item] | None] | None = None,
+) -> tuple[Source | None, Source | None, list[str] | None]:
     """Training clips (None unless ``training``), validation clips, and class names where folders name them.
+
+    Args:
+        given: datasets for ``source = "python"``, and for no other.
 
     Raises:
         ConfigError: data that cannot be read, lacks what the task needs, or has labels that the task has no class for.
+        TypeError: what is given is no dataset.
     """
+    if (given is None) == (data.source == "python"):
+        expected = "go together with clips that are given to Trainer in Python"
+        raise ConfigError(
+            f"data.source = 'python' must {expected}, got source {data.source!r} and"
+            f" {'no clips' if given is None else 'clips'}"
+        )
+    if given is not None:
+        train_items, validation_items = given
+        train_given = GivenClips("clips[0]", train_items, data, task) if training else None
+        if validation_items is None:
+            return train_given, None, None
+        return train_given, GivenClips("clips[1]", validation_items, data.for_validation(), task), None
     classes = task.classes
     labelled = "label" in task.needs
     if data.source == "synthetic":
@@ -131,20 +185,20 @@ def open_data(
     return train, validation, ours or theirs
 
 
-def training_loader(clips: Clips, seed: int, position: int, pin: bool) -> DataLoader[Any]:
+def training_loader(clips: Source, seed: int, position: int, pin: bool) -> DataLoader[Any]:
     """Endless batches from a position of the sampler on."""
     places = Places(len(clips), clips.data.batch_size, seed, position)
     return _loader(clips, places, seed, pin)
 
 
-def validation_loader(clips: Clips, seed: int, pin: bool) -> DataLoader[Any]:
+def validation_loader(clips: Source, seed: int, pin: bool) -> DataLoader[Any]:
     """Every clip once, in order."""
     everything = [(0, index) for index in range(len(clips))]
     size = clips.data.batch_size
     return _loader(clips, [everything[i : i + size] for i in range(0, len(everything), size)], seed, pin)
 
 
-def _loader(clips: Clips, batches: Any, seed: int, pin: bool) -> DataLoader[Any]:
+def _loader(clips: Source, batches: Any, seed: int, pin: bool) -> DataLoader[Any]:
     # A generator of its own: the loader draws its workers' seed from it, and must not touch the model's numbers.
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(

@@ -32,19 +32,25 @@ class Trainer:
     Making one reads and checks the data, then builds the model from ``run.seed``. Nothing is written. With
     ``training=False`` only the validation data is looked at.
 
+    Args:
+        clips: for ``data.source = "python"``: map-style datasets of training and of validation clips (None: nothing is
+            evaluated). Items are dictionaries of what the task needs: ``video`` uint8 (T, 3, H, W), ``label``, ...
+
     Raises:
         ConfigError, TypeError, ValueError: the configuration or the data cannot be right.
         ImportError: PyAV or TensorBoard is asked for and missing.
     """
 
-    def __init__(self, config: TrainingConfig, training: bool = True) -> None:
+    def __init__(
+        self, config: TrainingConfig, training: bool = True, clips: tuple[Any, Any] | None = None
+    ) -> None:
         self.config, self.task = config, config.task
         self.device = _device(config.run.device)
         check_clips(config)
         if config.run.tensorboard:
             check_tensorboard()
         self.train_clips, self.validation_clips, self.classes = data.open_data(
-            config.data, self.task, config.run.seed, training
+            config.data, self.task, config.run.seed, training, clips
         )
         seed_everything(config.run.seed)
         self.model = self.task.build().to(self.device)
@@ -308,8 +314,16 @@ def _checkpoint_activations(model: nn.Module) -> None:
         module.set_activation_checkpointing(True)
 
 
-def prepare(config: TrainingConfig, *, resume: bool = False, fresh: bool = False) -> Trainer:
+def prepare(
+    config: TrainingConfig,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    clips: tuple[Any, Any] | None = None,
+) -> Trainer:
     """A trainer for a run that is new, resumed from its newest readable checkpoint, or begun again.
+
+    ``clips`` as in ``Trainer``.
 
     Raises:
         FileExistsError: the folder has checkpoints and neither was asked for. FileNotFoundError: nothing to resume.
@@ -325,7 +339,7 @@ def prepare(config: TrainingConfig, *, resume: bool = False, fresh: bool = False
         )
     if resume and not found:
         raise FileNotFoundError(f"{folder} has no checkpoint to resume from")
-    trainer = Trainer(config)
+    trainer = Trainer(config, clips=clips)
     for left in checkpoint.remove_partial(folder):
         warnings.warn(f"removed {left}, which an interrupted save had left", stacklevel=2)
     if fresh:

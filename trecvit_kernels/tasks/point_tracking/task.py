@@ -13,7 +13,7 @@ from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.tasks.point_tracking.checkpoint import load_tapnext_checkpoint
 from trecvit_kernels.tasks.point_tracking.config import PointTrackerConfig
 from trecvit_kernels.tasks.point_tracking.losses import COORDINATE_MEANS, LossWeights, tracking_loss
-from trecvit_kernels.tasks.point_tracking.metrics import QUERY_MODES, tapvid_metrics
+from trecvit_kernels.tasks.point_tracking.metrics import QUERY_MODES, evaluation_mask, tapvid_metrics
 from trecvit_kernels.tasks.point_tracking.model import PointTracker
 from trecvit_kernels.tasks.point_tracking.readout import BINS
 from trecvit_kernels.tasks.task import Batch, Task
@@ -94,15 +94,27 @@ class PointTrackingTask(Task):
         return terms.pop("total"), {name: term.detach() for name, term in terms.items()}
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Average Jaccard, delta-average and occlusion accuracy, each the mean over the videos that define it."""
+        """TAP-Vid's metrics and mean errors.
+
+        Returns:
+            ``average_jaccard``, ``average_points_within`` (the delta-average) and ``occlusion_accuracy``, each the mean
+            over the videos that define it; ``mean_error``, the mean distance in pixels of the 256 x 256 raster over all
+            evaluated frames in which a point is visible; ``static_error``, the same if points never moved from where
+            they were asked for.
+
+        Raises:
+            ValueError: no batches, or a batch that does not fit.
+        """
         names = ("average_jaccard", "average_points_within", "occlusion_accuracy")
         values: dict[str, list[Tensor]] = {name: [] for name in names}
+        errors: dict[str, list[Tensor]] = {"mean_error": [], "static_error": []}
         for batch in batches:
             query_points, target_points = self._scaled(batch)
             points, occluded = model(batch["video"], query_points).tapvid()
+            target_points = target_points.to(points.dtype)
             metrics = tapvid_metrics(
                 query_points,
-                target_points.to(points.dtype),
+                target_points,
                 ~batch["visible"],
                 points,
                 occluded,
@@ -110,9 +122,19 @@ class PointTrackingTask(Task):
             )
             for name in names:
                 values[name].append(getattr(metrics, name).cpu())
+            counted = batch["visible"] & evaluation_mask(
+                query_points[..., 0], points.shape[2], self.query_mode
+            )
+            down, across = self.model.image_size
+            raster = query_points.new_tensor([BINS / across, BINS / down])
+            still = (query_points[..., [2, 1]] * raster).unsqueeze(2)
+            for name, guess in (("mean_error", points), ("static_error", still)):
+                errors[name].append((guess - target_points).norm(dim=-1)[counted].cpu())
         if not values[names[0]]:
             raise ValueError("PointTrackingTask.evaluate: there must be at least one batch, got none")
-        return {name: torch.cat(kept).nanmean().item() for name, kept in values.items()}
+        return {name: torch.cat(kept).nanmean().item() for name, kept in values.items()} | {
+            name: torch.cat(kept).double().mean().item() for name, kept in errors.items()
+        }
 
     def _scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Query points in pixels of ``model.image_size``, targets in the raster of 256 x 256."""
