@@ -14,7 +14,7 @@ from benchmarks.report import pages, record_tables, tables
 from benchmarks.report.tables import Table, cells
 from benchmarks.rows import Record, Result
 
-__all__ = ["cells", "show", "update"]
+__all__ = ["cells", "draw", "show", "update"]
 
 
 def show(
@@ -23,9 +23,9 @@ def show(
     """Print the tables and everything that has to be known to read them."""
     if results:
         title = "Medians; ratios are medians over rounds of A B A B (quartiles)"
-        _print(console, tables.comparisons(title, results, run))
+        draw(console, tables.comparisons(title, results, run))
     for table in pages.of_records(records):
-        _print(console, table)
+        draw(console, table)
     for line in (pages.machine(run), pages.speeds(run), pages.CONVENTIONS if records else ""):
         if line:
             console.print(line, highlight=False)
@@ -52,7 +52,8 @@ def update(file: Path | None = None, stale: bool = False) -> dict[Path, bool]:
     return pages.write(pages.chosen(file, stale))
 
 
-def _print(console: Console, table: Table) -> None:
+def draw(console: Console, table: Table) -> None:
+    """Print a table."""
     drawn = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, heading in enumerate(table.headings):
         drawn.add_column(heading, justify="left" if index in table.text else "right", overflow="fold")

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.experiments``: small models trained on real pixels in minutes, and what they learn."""

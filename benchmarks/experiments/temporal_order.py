@@ -1,0 +1,111 @@
+"""Direction, order, identity after occlusion: what cannot be known without time, with and without a temporal module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.experiments import plots
+from benchmarks.experiments.clips import Clips
+from benchmarks.experiments.experiment import Claim, Experiment, Outcomes, evaluations
+from benchmarks.experiments.jobs import Job
+from benchmarks.experiments.settings import MODULES, TRAINING_CLIPS, model, tables
+from benchmarks.report.tables import Table
+
+CHANCE = 0.5  # of each question: played backwards, a clip of one class is a clip of the other
+_TESTED, _FRAMES = 500, 12
+# kind of clips -> (size, patch, steps, modules)
+_QUESTIONS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
+    "direction": (24, 8, 400, tuple(MODULES)),
+    "order": (16, 4, 700, ("gated LRU", "LSTM", "Conv1D", "factorised attention", "none")),
+    "identity": (16, 4, 700, ("gated LRU", "none")),
+    "turn": (24, 8, 700, ("gated LRU", "none")),
+}
+_WORDS = {
+    "direction": "direction of the camera",
+    "order": "order of two digits",
+    "identity": "identity after occlusion",
+    "turn": "axis of the first half",
+}
+
+
+def jobs(tiny: bool) -> list[Job]:
+    """One training per question and module."""
+    made = []
+    for kind, (size, patch, steps, modules) in _QUESTIONS.items():
+        for module in modules:
+            overrides = model(size, patch, head=True, **MODULES[module])
+            task = {
+                "name": "classification",
+                "num_classes": 2,
+                "overrides": overrides,
+                "label_smoothing": 0.0,
+            }
+            train = Clips(kind, "train", 8 if tiny else TRAINING_CLIPS, _FRAMES, (size, size))
+            test = Clips(kind, "test", 8 if tiny else _TESTED, _FRAMES, (size, size))
+            made.append(Job(f"{kind}: {module}", tables(task, steps, tiny=tiny), train, test))
+    return made
+
+
+def claims(outcomes: Outcomes) -> list[Claim]:
+    """With gated LRUs well above chance, without a temporal module at chance."""
+    three_sigma = 3 * (CHANCE * (1 - CHANCE) / _TESTED) ** 0.5
+    made = []
+    for kind, words in _WORDS.items():
+        learned, blind = (_accuracy(outcomes, kind, module) for module in ("gated LRU", "none"))
+        made += [
+            Claim(f"{words}: 90 % or more with gated LRUs", f"{learned:.1%}", learned >= 0.9),
+            Claim(
+                f"{words}: chance without a temporal module, 50 ± {100 * three_sigma:.1f} % (3σ)",
+                f"{blind:.1%}",
+                abs(blind - CHANCE) <= three_sigma,
+            ),
+        ]
+    return made
+
+
+def table(outcomes: Outcomes) -> Table:
+    """Accuracy per module and question."""
+    rows = []
+    for module in MODULES:
+        cells = [
+            f"{_accuracy(outcomes, kind, module):.1%}" if f"{kind}: {module}" in outcomes else "–"
+            for kind in _QUESTIONS
+        ]
+        rows.append((module, f"{outcomes[f'direction: {module}'].parameters / 1e3:.0f} k", *cells))
+    headings = ("temporal module", "parameters", *_WORDS.values())
+    return Table("Accuracy on test clips", headings, rows, notes=["–: not trained, for want of time."])
+
+
+def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
+    """Test accuracy over training, a panel per question."""
+    panels = []
+    for kind, words in _WORDS.items():
+        modules = _QUESTIONS[kind][3]
+        lines = {module: evaluations(outcomes[f"{kind}: {module}"], "top1") for module in modules}
+        panels.append(
+            plots.Panel(words.capitalize(), lines, "training step", "test accuracy", (CHANCE, "chance"))
+        )
+    return plots.curves(plt, theme, panels, order=list(MODULES))
+
+
+def _accuracy(outcomes: Outcomes, kind: str, module: str) -> float:
+    return outcomes[f"{kind}: {module}"].measures["top1"]
+
+
+EXPERIMENT = Experiment(
+    name="temporal_order",
+    title="Direction, order, identity after occlusion",
+    about=(
+        f"Clips of {_FRAMES} frames in two classes. *Direction*: a camera drifts over a photograph to the left or to"
+        " the right (24 × 24 pixels, patches of 8). *Order*: a handwritten 0 and a 1 drift over a darkened, drifting"
+        " photograph, one after the other (16 × 16, patches of 4). *Identity*: the same, and between the two another"
+        " photograph covers everything; which digit was there before? *Axis*: a camera goes along one axis, then along the other"
+        " (24 × 24). Played backwards, a clip of one class is one of the other, so that a model that does not know"
+        " time cannot be better than 50 %."
+    ),
+    jobs=jobs,
+    claims=claims,
+    table=table,
+    draw=draw,
+    caption="Test accuracy over training, for every temporal module",
+)
