@@ -99,9 +99,9 @@ EXPERIMENT = Experiment(
         f"Clips of {_FRAMES} frames in two classes. *Direction*: a camera drifts over a photograph to the left or to"
         " the right (24 × 24 pixels, patches of 8). *Order*: a handwritten 0 and a 1 drift over a darkened, drifting"
         " photograph, one after the other (16 × 16, patches of 4). *Identity*: the same, and between the two another"
-        " photograph covers everything; which digit was there before? *Axis*: a camera goes along one axis, then along the other"
-        " (24 × 24). Played backwards, a clip of one class is one of the other, so that a model that does not know"
-        " time cannot be better than 50 %."
+        " photograph covers everything; which digit was there before? *Axis*: a camera goes along one axis, then along"
+        " the other (24 × 24). Played backwards, a clip of one class is one of the other, so that a model that does"
+        " not know time cannot be better than 50 %."
     ),
     jobs=jobs,
     claims=claims,
