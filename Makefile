@@ -89,6 +89,7 @@ $(VENV)/.deps: pyproject.toml constraints.txt
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
 	$(PIP) pybind11 cmake ninja
 	$(PIP) --no-build-isolation -e '.[video,triton,benchmarks,test,dev]'
+	$(PIP) --no-deps timm  # for one test; its torchvision, which that test does without, would bring another torch
 	@touch $@
 
 $(VENV)/.native: $(VENV)/.deps $(SOURCES)
