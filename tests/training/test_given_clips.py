@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,16 @@ def test_clips_need_the_source_python(tables, given) -> None:
         Trainer(TrainingConfig.from_tables(tables), clips=(Shapes(7, 1), None))
     with pytest.raises(ConfigError, match=r"data\.train must not be given with source = 'python'"):
         TrainingConfig.from_tables({**given, "data": {**given["data"], "train": "somewhere"}})
+
+
+def test_the_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """docs/training.md, its Python as printed, from a folder where the configurations are."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "docs").symlink_to(page.parent)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    assert names["trainer"].step == 4 and 0 <= names["measures"]["top1"] <= 1
+    assert (tmp_path / "runs" / "mine" / "log.jsonl").exists()
