@@ -95,6 +95,7 @@ def test_clips_need_the_source_python(tables, given) -> None:
 
 def test_the_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """docs/training.md, its Python as printed, from a folder where the configurations are."""
+    pytest.importorskip("tomllib", reason="Python 3.10 reads TOML with tomli only")
     page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     (tmp_path / "docs").symlink_to(page.parent)
