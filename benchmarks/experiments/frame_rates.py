@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from benchmarks.experiments import plots
@@ -13,23 +14,29 @@ from benchmarks.report.tables import Table
 
 _TRAINED = (4, 8, 16)  # frames
 _FRAMES, _EVERY = (2, 4, 8, 16, 32), (1, 2, 4)  # of test clips
-_SIZE, _PATCH, _STEPS, _TESTED = (24, 24), 8, 1000, 400
+_SIZE, _PATCH, _STEPS, _TESTED = (24, 24), 8, 500, 400
 _CAMERA = {"speed": 0.6, "shake": 0.8}
+_FIRST = "steady camera, 8 frames"  # without it, some of the trainings do not leave chance within 1,000 steps
+_MARGIN = 0.05
 
 
 def jobs(tiny: bool) -> list[Job]:
-    """One training per number of frames, each tested on every number of frames and frame rate."""
-    made = []
+    """One training on a steady camera; then one per number of frames, each tested on every number and frame rate."""
+    clips = 8 if tiny else TRAINING_CLIPS
+    overrides = model(_SIZE[0], _PATCH, head=True, **MODULES["gated LRU"])
+    task = {"name": "classification", "num_classes": 2, "overrides": overrides, "label_smoothing": 0.0}
+    steady = [Clips("direction", split, clips, 8, _SIZE) for split in ("train", "test")]
+    steady[1] = dataclasses.replace(steady[1], length=8 if tiny else _TESTED)
+    made = [Job(_FIRST, tables(task, _STEPS, tiny=tiny), *steady)]
     for frames in _TRAINED:
-        overrides = model(_SIZE[0], _PATCH, head=True, **MODULES["gated LRU"])
-        task = {"name": "classification", "num_classes": 2, "overrides": overrides, "label_smoothing": 0.0}
         grid = {
             _cell(seen, every): (_test(seen, every, tiny), {})
             for seen in (_FRAMES[:1] if tiny else _FRAMES)
             for every in (_EVERY[:1] if tiny else _EVERY)
         }
-        train = Clips("direction", "train", 8 if tiny else TRAINING_CLIPS, frames, _SIZE, options=_CAMERA)
-        made.append(Job(_job(frames), tables(task, _STEPS, tiny=tiny), train, _test(frames, 1, tiny), grid))
+        train = Clips("direction", "train", clips, frames, _SIZE, options=_CAMERA)
+        settings = tables(task, _STEPS, tiny=tiny, learning_rate=1e-3)
+        made.append(Job(_job(frames), settings, train, _test(frames, 1, tiny), grid, start=_FIRST))
     return made
 
 
@@ -54,23 +61,24 @@ def _accuracy(outcomes: Outcomes, trained: int, frames: int, every: int) -> floa
 def claims(outcomes: Outcomes) -> list[Claim]:
     """More frames help; at the same duration too."""
     few, many = _accuracy(outcomes, 4, 4, 1), _accuracy(outcomes, 16, 16, 1)
-    sparse, dense = _accuracy(outcomes, 4, 4, 4), many
+    short, sparse = _accuracy(outcomes, 8, 4, 1), _accuracy(outcomes, 8, 4, 4)
     longer = _accuracy(outcomes, 16, 32, 1)
+    points = f"{100 * _MARGIN:.0f} points"
     return [
         Claim(
-            "same frame rate: trained and tested on 16 frames is better than on 4",
+            f"trained and tested on 16 frames: {points} or more better than on 4",
             f"{many:.1%} against {few:.1%}",
-            many > few,
+            many >= few + _MARGIN,
         ),
         Claim(
-            "same duration: 16 frames are better than 4 at a quarter of the frame rate",
-            f"{dense:.1%} against {sparse:.1%}",
-            dense > sparse,
+            f"4 frames, trained on 8: one frame of 4 kept is {points} or more better than all, for it sees more time",
+            f"{sparse:.1%} against {short:.1%}",
+            sparse >= short + _MARGIN,
         ),
         Claim(
-            "longer than in training: trained on 16, 32 frames are no worse than 16",
+            "longer than in training: trained on 16, 32 frames lose no more than 2 points",
             f"{longer:.1%} against {many:.1%}",
-            longer >= many,
+            longer >= many - 0.02 and many >= 0.5 + 2 * _MARGIN,
         ),
     ]
 
@@ -111,9 +119,10 @@ EXPERIMENT = Experiment(
     title="Frame rate and number of frames",
     about=(
         "A camera drifts to the left or to the right by 0.3 to 0.9 pixels a frame and is shaken in every frame"
-        f" (standard deviation {_CAMERA['shake']} pixels per axis), so that two frames are not enough. Models with"
-        " gated LRUs, each trained on one number of frames at the full rate, are tested on others, with all frames"
-        " kept or one of 2 or 4, which sees more time in as many frames."
+        f" (standard deviation {_CAMERA['shake']} pixels per axis), so that two frames are not enough. A model with"
+        " gated LRUs learns the direction of a steady camera first; from there one model each is trained on 4, 8 or 16"
+        " frames of the shaken one at the full rate, and tested on other numbers, with all frames kept or one of 2 or"
+        " 4, which sees more time in as many frames."
     ),
     jobs=jobs,
     claims=claims,
