@@ -73,7 +73,13 @@ def table(outcomes: Outcomes) -> Table:
         ]
         rows.append((module, f"{outcomes[f'direction: {module}'].parameters / 1e3:.0f} k", *cells))
     headings = ("temporal module", "parameters", *_WORDS.values())
-    return Table("Accuracy on test clips", headings, rows, notes=["–: not trained, for want of time."])
+    steps = "; ".join(f"{words} {_QUESTIONS[kind][2]}" for kind, words in _WORDS.items())
+    notes = [
+        f"Steps of 16 clips: {steps}. A model at chance may only need more: where frames have to be compared, the loss"
+        " stays on a plateau for hundreds of steps.",
+        "–: not trained, for want of time.",
+    ]
+    return Table("Accuracy on test clips", headings, rows, notes=notes)
 
 
 def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
