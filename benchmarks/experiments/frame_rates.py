@@ -109,7 +109,9 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
         }
         title = f"Trained on {trained} frames"
         panels.append(
-            plots.Panel(title, lines, "frames of a test clip", "accuracy", (0.5, "chance"), _FRAMES)
+            plots.Panel(
+                title, lines, "frames of a test clip", "accuracy", (0.5, "chance"), _FRAMES, (0.45, 1.02)
+            )
         )
     return plots.curves(plt, theme, panels, order=list(names.values()))
 

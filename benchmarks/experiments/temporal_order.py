@@ -89,7 +89,15 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
         modules = _QUESTIONS[kind][3]
         lines = {module: evaluations(outcomes[f"{kind}: {module}"], "top1") for module in modules}
         panels.append(
-            plots.Panel(words.capitalize(), lines, "training step", "test accuracy", (CHANCE, "chance"))
+            plots.Panel(
+                words.capitalize(),
+                lines,
+                "training step",
+                "test accuracy",
+                (CHANCE, "chance"),
+                None,
+                (0.45, 1.02),
+            )
         )
     return plots.curves(plt, theme, panels, order=list(MODULES))
 
