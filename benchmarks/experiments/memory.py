@@ -56,8 +56,15 @@ def claims(outcomes: Outcomes) -> list[Claim]:
     later = _psnr(outcomes, ours, far, _SAME_FRAME)
     rivals = {module: _psnr(outcomes, module, far, _SAME_FRAME) for module in _COMPARED[1:]}
     best = max(rivals, key=lambda module: rivals[module])
-    blind = {k: _psnr(outcomes, "Conv1D", k) - _psnr(outcomes, ours, k) for k in _K}
+    blind = _psnr(outcomes, "Conv1D", far)
+    above = {k: _psnr(outcomes, ours, k) - _psnr(outcomes, ours, k, measure="psnr_of_last_frame") for k in _K}
+    least = min(above, key=lambda k: above[k])
     return [
+        Claim(
+            f"{_TRAINED} frames: gated LRU above repeating the last frame at every k",
+            f"least at k = {least}: {above[least]:+.1f} dB",
+            above[least] > 0,
+        ),
         Claim(
             f"frame {_TRAINED - 1 - far} of 16 (k = {far}): gated LRU 3 dB or more above repeating the last frame",
             f"{kept:.1f} against {last:.1f} dB",
@@ -65,8 +72,8 @@ def claims(outcomes: Outcomes) -> list[Claim]:
         ),
         Claim(
             f"beyond the 6 frames that Conv1D sees (k = {far}): gated LRU above Conv1D",
-            f"{kept:.1f} against {kept + blind[far]:.1f} dB",
-            blind[far] < 0,
+            f"{kept:.1f} against {blind:.1f} dB",
+            kept > blind,
         ),
         Claim(
             "the same frame after 48 frames, trained on 16: gated LRU keeps it best (paper: 26.4 dB, ViViT 15.1)",
@@ -102,7 +109,7 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
     for where, title in tests.items():
         lines = {module: (_K, [_psnr(outcomes, module, k, where) for k in _K]) for module in _COMPARED}
         lines[_LAST] = (_K, [_psnr(outcomes, _COMPARED[0], k, where, "psnr_of_last_frame") for k in _K])
-        panels.append(plots.Panel(title, lines, "k", "PSNR, dB"))
+        panels.append(plots.Panel(title, lines, "k", "PSNR, dB", ticks=_K))
     return plots.curves(plt, theme, panels, order=(*_COMPARED, "", _LAST), dashed=(_LAST,))
 
 
@@ -113,7 +120,8 @@ EXPERIMENT = Experiment(
         "A camera walks over a photograph, turning and zooming (16 × 16 pixels, patches of 4). From the tokens of the"
         f" last frame the model draws the k-th before it, always of {_TRAINED} frames in training, which is frame"
         f" 15 − k; one model per module and k. On {_LONGER} frames “the k-th before the last” and “the frame that it"
-        " was in training” are different frames; each model is tested on both, and the second is what the paper does."
+        " was in training” are different frames, and a model trained on one length may have learned either; each is"
+        " tested on both. The second is what the paper does."
     ),
     jobs=jobs,
     claims=claims,
