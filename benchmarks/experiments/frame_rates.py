@@ -67,17 +67,17 @@ def claims(outcomes: Outcomes) -> list[Claim]:
     return [
         Claim(
             f"trained and tested on 16 frames: {points} or more better than on 4",
-            f"{many:.1%} against {few:.1%}",
+            f"{100 * many:.1f} % against {100 * few:.1f} %",
             many >= few + _MARGIN,
         ),
         Claim(
             f"4 frames, trained on 8: one frame of 4 kept is {points} or more better than all, for it sees more time",
-            f"{sparse:.1%} against {short:.1%}",
+            f"{100 * sparse:.1f} % against {100 * short:.1f} %",
             sparse >= short + _MARGIN,
         ),
         Claim(
             "longer than in training: trained on 16, 32 frames lose no more than 2 points",
-            f"{longer:.1%} against {many:.1%}",
+            f"{100 * longer:.1f} % against {100 * many:.1f} %",
             longer >= many - 0.02 and many >= 0.5 + 2 * _MARGIN,
         ),
     ]
@@ -89,7 +89,7 @@ def table(outcomes: Outcomes) -> Table:
         (
             str(trained),
             "all" if every == 1 else f"one of {every}",
-            *(f"{_accuracy(outcomes, trained, frames, every):.1%}" for frames in _FRAMES),
+            *(f"{100 * _accuracy(outcomes, trained, frames, every):.1f} %" for frames in _FRAMES),
         )
         for trained in _TRAINED
         for every in _EVERY

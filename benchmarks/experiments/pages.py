@@ -27,7 +27,7 @@ python -m benchmarks.experiments memory        # one
 python -m benchmarks.experiments report        # this page and its figures, from the result files
 ```
 
-These are models of 0.1 to 0.5 million parameters on pictures of 16 to 32 pixels: they show what the parts do, not how
+These are models of 0.1 to 0.5 million parameters on pictures of 16 to 24 pixels: they show what the parts do, not how
 good they can be. All are trained by the program behind `trecvit train`. Seeds are fixed, and a training runs on one
 thread, so that the same machine and versions give the same numbers again; other machines round differently."""
 
@@ -66,14 +66,13 @@ def page(records: dict[str, Record]) -> str:
 
 
 def summary(records: dict[str, Record]) -> Table:
-    """Every claim."""
-    return claims_table(
-        [
-            (f"[{EXPERIMENTS[name].title}](#{_anchor(EXPERIMENTS[name].title)})", claim)
-            for name, record in records.items()
-            for claim in EXPERIMENTS[name].claims(record.outcomes)
-        ]
-    )
+    """Every claim; an empty first cell continues the experiment above."""
+    rows = []
+    for name, record in records.items():
+        title = EXPERIMENTS[name].title
+        for number, claim in enumerate(EXPERIMENTS[name].claims(record.outcomes)):
+            rows.append((f"[{title}](#{_anchor(title)})" if number == 0 else "", claim))
+    return claims_table(rows)
 
 
 def _section(one: Experiment, record: Record) -> Sequence[str]:

@@ -66,7 +66,7 @@ def claims(outcomes: Outcomes) -> list[Claim]:
         made.append(
             Claim(
                 f"{labels} labelled clips: better after pre-training than from scratch",
-                f"{with_it:.1%} against {without:.1%}",
+                f"{100 * with_it:.1f} % against {100 * without:.1f} %",
                 with_it > without,
             )
         )
@@ -79,7 +79,7 @@ def table(outcomes: Outcomes) -> Table:
     for start in _STARTS:
         for seed in _SEEDS:
             shares = (outcomes[_job(start, labels, seed)].measures["top1"] for labels in _LABELS)
-            rows.append((start, str(seed), *(f"{share:.1%}" for share in shares)))
+            rows.append((start, str(seed), *(f"{100 * share:.1f} %" for share in shares)))
     headings = ("encoder", "seed", *(f"{labels} labels" for labels in _LABELS))
     return Table("Accuracy on test clips, 10 digits", headings, rows, text=(0,))
 

@@ -53,10 +53,10 @@ def claims(outcomes: Outcomes) -> list[Claim]:
     for kind, words in _WORDS.items():
         learned, blind = (_accuracy(outcomes, kind, module) for module in ("gated LRU", "none"))
         made += [
-            Claim(f"{words}: 90 % or more with gated LRUs", f"{learned:.1%}", learned >= 0.9),
+            Claim(f"{words}: 90 % or more with gated LRUs", f"{100 * learned:.1f} %", learned >= 0.9),
             Claim(
                 f"{words}: chance without a temporal module, 50 ± {100 * three_sigma:.1f} % (3σ)",
-                f"{blind:.1%}",
+                f"{100 * blind:.1f} %",
                 abs(blind - CHANCE) <= three_sigma,
             ),
         ]
@@ -68,7 +68,7 @@ def table(outcomes: Outcomes) -> Table:
     rows = []
     for module in MODULES:
         cells = [
-            f"{_accuracy(outcomes, kind, module):.1%}" if f"{kind}: {module}" in outcomes else "–"
+            f"{100 * _accuracy(outcomes, kind, module):.1f} %" if f"{kind}: {module}" in outcomes else "–"
             for kind in _QUESTIONS
         ]
         rows.append((module, f"{outcomes[f'direction: {module}'].parameters / 1e3:.0f} k", *cells))

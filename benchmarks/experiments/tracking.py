@@ -63,7 +63,7 @@ def table(outcomes: Outcomes) -> Table:
         (
             name,
             *(f"{_pixels(outcomes, name, measure):.2f}" for measure in ("mean_error", "static_error")),
-            *(f"{outcomes[name].measures[measure]:.1%}" for measure in shares),
+            *(f"{100 * outcomes[name].measures[measure]:.1f} %" for measure in shares),
         )
         for name in _SCENES
     ]
