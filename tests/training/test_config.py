@@ -31,7 +31,11 @@ def _with(tables: dict, key: str, value: object) -> dict:
         ("data.batch_size", "8", "data.batch_size must be a whole number, got text '8'"),
         ("data.batch_size", True, "data.batch_size must be a whole number, got bool True"),
         ("data.batch_size", 0, "data.batch_size must be at least 1, got 0"),
-        ("data.source", "disk", "data.source must be one of synthetic, folder, csv, webdataset, python, got 'disk'"),
+        (
+            "data.source",
+            "disk",
+            "data.source must be one of synthetic, folder, csv, webdataset, python, got 'disk'",
+        ),
         ("data.source", "folder", "data.train must be given with source = 'folder'"),
         ("data.train", "videos", "must not be given with source = 'synthetic'"),
         ("data.size", [16, 16, 16], "data.size must have 2 entries, got 3"),
