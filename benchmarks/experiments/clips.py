@@ -30,7 +30,6 @@ def direction(
     speed: float = 1.0,
     shake: float = 0.0,
     every: int = 1,
-    zoom: float = 1.0,
 ) -> Item:
     """A camera that drifts over a photograph to the right (label 1) or to the left (label 0).
 
@@ -40,14 +39,14 @@ def direction(
     Args:
         speed: photograph pixels per frame, times 0.5 to 1.5. shake: standard deviation of the camera's place around
             its path, per axis, in pixels, drawn for each frame. every: of how many frames one is kept; ``frames``
-            are those that are kept. zoom: frame pixels per photograph pixel.
+            are those that are kept.
     """
     label = int(rng.integers(2))
     velocity = (2 * label - 1) * speed * rng.uniform(0.5, 1.5)
     times = every * (np.arange(frames) - (frames - 1) / 2)
     path = np.stack([velocity * times, np.zeros(frames)], axis=-1) + shake * rng.standard_normal((frames, 2))
-    camera = scenes.photograph(rng, split, size, path, zoom=np.full(frames, zoom))
-    return {"video": scenes.render([camera], size), "label": torch.tensor(label)}
+    video = scenes.render([scenes.photograph(rng, split, size, path)], size)
+    return {"video": video, "label": torch.tensor(label)}
 
 
 def order(rng: np.random.Generator, split: str, frames: int, size: tuple[int, int]) -> Item:

@@ -83,12 +83,6 @@ def read(name: str, file: Path | None = None) -> Record:
     return Record(outcomes, content["seconds"], content["date"], content["hardware"])
 
 
-def losses(outcome: Outcome) -> tuple[list[int], list[float]]:
-    """Steps and training losses."""
-    lines = [line for line in outcome.curve if line["kind"] == "train"]
-    return [line["step"] for line in lines], [line["loss"] for line in lines]
-
-
 def evaluations(outcome: Outcome, measure: str) -> tuple[list[int], list[float]]:
     """Steps and values of a measure on test clips during training."""
     lines = [line for line in outcome.curve if line["kind"] == "validation"]

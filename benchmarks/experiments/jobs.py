@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -97,8 +98,8 @@ def train(job: Job, folder: str) -> Outcome:
 
     torch.set_num_threads(1)
     began = time.perf_counter()
-    run_folder = Path(folder) / job.name.replace("/", "-")
-    tables = json.loads(json.dumps(dict(job.tables)))
+    run_folder = Path(folder) / job.name
+    tables = copy.deepcopy(dict(job.tables))
     tables["data"] = {
         "source": "python",
         "frames": job.train.frames,
@@ -110,15 +111,14 @@ def train(job: Job, folder: str) -> Outcome:
     }
     tables["run"] = {"folder": str(run_folder), "checkpoint_every": 10**9, **tables.get("run", {})}
     if job.start:
-        tables["task"]["pretrained"] = str(Path(folder) / (job.start.replace("/", "-") + ".weights"))
+        tables["task"]["pretrained"] = str(_weights(folder, job.start))
     config = TrainingConfig.from_tables(tables)
-    with contextlib.redirect_stderr(open(os.devnull, "w")):  # several progress bars at once can't be read
+    # Several progress bars at once can't be read.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         trainer = Trainer(config, clips=(job.train, job.test))
         measures = trainer.run()
-        more = {}
-        for name, (clips, options) in job.more.items():
-            more[name] = measure(trainer, clips, options)
-        export.export(run_folder, Path(folder) / (job.name.replace("/", "-") + ".weights"))
+        more = {name: measure(trainer, clips, options) for name, (clips, options) in job.more.items()}
+        export.export(run_folder, _weights(folder, job.name))
     curve = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     return Outcome(job.name, curve, measures, more, time.perf_counter() - began, parameters)
@@ -133,6 +133,11 @@ def measure(trainer: Any, clips: Clips, options: Mapping[str, Any]) -> Measures:
     trainer.model.eval()
     with torch.inference_mode():
         return task.evaluate(trainer.evaluated_model, DataLoader(clips, trainer.config.data.batch_size))
+
+
+def _weights(folder: str, name: str) -> Path:
+    """Where a job's weights are exported to."""
+    return Path(folder) / f"{name}.weights"
 
 
 @contextlib.contextmanager

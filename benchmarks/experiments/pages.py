@@ -20,7 +20,7 @@ Does it learn? Small models, trained for minutes on two CPU cores, on clips whos
 photographs and handwritten digits that ship inside scikit-image and scikit-learn are moved, zoomed and laid over each
 other. Nothing is downloaded. Test clips show photographs and writers that training never saw. What did not come as
 expected stays in the table. Sizes, scenes and steps were chosen by trial, so that most questions can be learned in
-minutes; harder ones, such as ten digits behind the occlusion, were not learned in that time.
+minutes.
 
 ```sh
 python -m benchmarks.experiments               # all of them; pip install 'trecvit-kernels[benchmarks]'
