@@ -55,7 +55,7 @@ def main(
     if tiny and out is None:
         raise typer.BadParameter("experiments of two steps show nothing", param_hint="--tiny")
     for name in names or EXPERIMENTS:
-        made = EXPERIMENTS[name].jobs(tiny)
+        made = [job.tiny() if tiny else job for job in EXPERIMENTS[name].jobs()]
         console.print(f"{EXPERIMENTS[name].title}: {len(made)} trainings", highlight=False)
         began = time.perf_counter()
         outcomes = jobs.run(made, lambda line: console.print(line, highlight=False, soft_wrap=True))

@@ -227,7 +227,7 @@ class Clips(Dataset[Item]):
     size: tuple[int, int]
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    _made: dict[int, Item] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[int, Item] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.length

@@ -34,7 +34,7 @@ class Experiment:
     Attributes:
         name: on the command line, of the result file and of the figure. title: of its section.
         about: the clips and the models, in a paragraph of markdown.
-        jobs: its trainings; with ``tiny`` so short that they show nothing but that they run.
+        jobs: its trainings.
         claims: what was expected, judged. table: all numbers. draw: the curves, (pyplot, theme, outcomes) -> figure.
         caption: of the figure.
     """
@@ -42,7 +42,7 @@ class Experiment:
     name: str
     title: str
     about: str
-    jobs: Callable[[bool], list[Job]]
+    jobs: Callable[[], list[Job]]
     claims: Callable[[Outcomes], list[Claim]]
     table: Callable[[Outcomes], Table]
     draw: Callable[[Any, Theme, Outcomes], Any]

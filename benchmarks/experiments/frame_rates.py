@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from benchmarks.experiments import plots
 from benchmarks.experiments.clips import Clips
 from benchmarks.experiments.experiment import Claim, Experiment, Outcomes
 from benchmarks.experiments.jobs import Job
-from benchmarks.experiments.settings import MODULES, TRAINING_CLIPS, model, tables
+from benchmarks.experiments.settings import TRAINING_CLIPS, classifier, tables
 from benchmarks.report.tables import Table
 
 _TRAINED = (4, 8, 16)  # frames
@@ -20,30 +19,21 @@ _FIRST = "steady camera, 8 frames"  # without it, some of the trainings do not l
 _MARGIN = 0.05
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs() -> list[Job]:
     """One training on a steady camera; then one per number of frames, each tested on every number and frame rate."""
-    clips = 8 if tiny else TRAINING_CLIPS
-    overrides = model(_SIZE[0], _PATCH, head=True, **MODULES["gated LRU"])
-    task = {"name": "classification", "num_classes": 2, "overrides": overrides, "label_smoothing": 0.0}
-    steady = [Clips("direction", split, clips, 8, _SIZE) for split in ("train", "test")]
-    steady[1] = dataclasses.replace(steady[1], length=8 if tiny else _TESTED)
-    made = [Job(_FIRST, tables(task, _STEPS, tiny=tiny), *steady)]
+    task = classifier(2, _SIZE[0], _PATCH)
+    steady = Clips("direction", "train", TRAINING_CLIPS, 8, _SIZE)
+    made = [Job(_FIRST, tables(task, _STEPS), steady, Clips("direction", "test", _TESTED, 8, _SIZE))]
     for frames in _TRAINED:
-        grid = {
-            _cell(seen, every): (_test(seen, every, tiny), {})
-            for seen in (_FRAMES[:1] if tiny else _FRAMES)
-            for every in (_EVERY[:1] if tiny else _EVERY)
-        }
-        train = Clips("direction", "train", clips, frames, _SIZE, options=_CAMERA)
-        settings = tables(task, _STEPS, tiny=tiny, learning_rate=1e-3)
-        made.append(Job(_job(frames), settings, train, _test(frames, 1, tiny), grid, start=_FIRST))
+        grid = {_cell(seen, every): (_test(seen, every), {}) for seen in _FRAMES for every in _EVERY}
+        train = Clips("direction", "train", TRAINING_CLIPS, frames, _SIZE, options=_CAMERA)
+        settings = tables(task, _STEPS, learning_rate=1e-3)
+        made.append(Job(_job(frames), settings, train, _test(frames, 1), grid, start=_FIRST))
     return made
 
 
-def _test(frames: int, every: int, tiny: bool) -> Clips:
-    return Clips(
-        "direction", "test", 8 if tiny else _TESTED, frames, _SIZE, options={**_CAMERA, "every": every}
-    )
+def _test(frames: int, every: int) -> Clips:
+    return Clips("direction", "test", _TESTED, frames, _SIZE, options={**_CAMERA, "every": every})
 
 
 def _job(frames: int) -> str:

@@ -41,6 +41,19 @@ class Job:
     more: Mapping[str, tuple[Clips, Mapping[str, Any]]] = field(default_factory=dict)
     start: str = ""
 
+    def tiny(self) -> Job:
+        """The same with two steps and few clips: it shows nothing but that it runs."""
+
+        def few(clips: Clips) -> Clips:
+            return dataclasses.replace(clips, length=8)
+
+        tables = copy.deepcopy(dict(self.tables))
+        tables["data"]["batch_size"] = 4
+        tables["schedule"] = {"steps": 2}
+        tables["run"] |= {"log_every": 1, "evaluate_every": 1}
+        more = {name: (few(clips), options) for name, (clips, options) in [*self.more.items()][:1]}
+        return dataclasses.replace(self, tables=tables, train=few(self.train), test=few(self.test), more=more)
+
 
 @dataclass(frozen=True)
 class Outcome:

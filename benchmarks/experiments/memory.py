@@ -18,12 +18,12 @@ _SIZE, _PATCH, _WIDTH, _STEPS, _TESTED = (16, 16), 4, 64, 500, 200
 _SAME_FRAME, _SAME_K, _LAST = "48 frames, same frame", "48 frames, same k", "last frame repeated"
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs() -> list[Job]:
     """One training per module and k: frame 15 - k of 16 is asked for."""
     made = []
-    longer = Clips("journey", "test", 4 if tiny else _TESTED, _LONGER, _SIZE)
+    longer = Clips("journey", "test", _TESTED, _LONGER, _SIZE)
     for module in _COMPARED:
-        for k in _K[:1] if tiny else _K:
+        for k in _K:
             fields = {"width": _WIDTH, "lru_width": 2 * _WIDTH, **MODULES[module]}
             frame = _TRAINED - 1 - k
             task = {
@@ -35,9 +35,9 @@ def jobs(tiny: bool) -> list[Job]:
             made.append(
                 Job(
                     f"{module}, k = {k}",
-                    tables(task, _STEPS, tiny=tiny, learning_rate=3e-3, weight_decay=0.0),
-                    Clips("journey", "train", 8 if tiny else TRAINING_CLIPS, _TRAINED, _SIZE),
-                    Clips("journey", "test", 4 if tiny else _TESTED, _TRAINED, _SIZE),
+                    tables(task, _STEPS, learning_rate=3e-3, weight_decay=0.0),
+                    Clips("journey", "train", TRAINING_CLIPS, _TRAINED, _SIZE),
+                    Clips("journey", "test", _TESTED, _TRAINED, _SIZE),
                     {_SAME_FRAME: (longer, {}), _SAME_K: (longer, {"target": "before_last", "k": k})},
                 )
             )

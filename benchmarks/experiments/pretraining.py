@@ -9,7 +9,7 @@ from benchmarks.experiments import plots
 from benchmarks.experiments.clips import Clips
 from benchmarks.experiments.experiment import Claim, Experiment, Outcomes, evaluations
 from benchmarks.experiments.jobs import Job
-from benchmarks.experiments.settings import TRAINING_CLIPS, model, tables
+from benchmarks.experiments.settings import TRAINING_CLIPS, classifier, model, tables
 from benchmarks.report.tables import Table
 
 _SIZE, _PATCH, _FRAMES, _TESTED = (16, 16), 4, 8, 500
@@ -18,9 +18,9 @@ _LABELS, _SEEDS = (100, 200, 400), (0, 1)
 _STARTS = {"from scratch": "", "pre-trained": "pre-training"}
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs() -> list[Job]:
     """One pre-training; then classifiers of few labelled clips, with its encoder and without."""
-    test = Clips("moving_digit", "test", 8 if tiny else _TESTED, _FRAMES, _SIZE)
+    test = Clips("moving_digit", "test", _TESTED, _FRAMES, _SIZE)
     task = {
         "name": "masked_autoencoding",
         "mask_ratio": 0.5,
@@ -29,15 +29,14 @@ def jobs(tiny: bool) -> list[Job]:
         "decoder_heads": 4,
         "overrides": model(_SIZE[0], _PATCH, head=False),
     }
-    clips = Clips("moving_digit", "train", 8 if tiny else TRAINING_CLIPS, _FRAMES, _SIZE)
-    made = [Job("pre-training", tables(task, _STEPS, tiny=tiny, weight_decay=0.05), clips, test)]
-    overrides = model(_SIZE[0], _PATCH, head=True)
-    classify = {"name": "classification", "num_classes": 10, "overrides": overrides, "label_smoothing": 0.0}
-    for labels in _LABELS[:1] if tiny else _LABELS:
-        for seed in _SEEDS[:1] if tiny else _SEEDS:
-            labelled = Clips("moving_digit", "train", 8 if tiny else labels, _FRAMES, _SIZE, 100 + seed)
+    clips = Clips("moving_digit", "train", TRAINING_CLIPS, _FRAMES, _SIZE)
+    made = [Job("pre-training", tables(task, _STEPS, weight_decay=0.05), clips, test)]
+    classify = classifier(10, _SIZE[0], _PATCH)
+    for labels in _LABELS:
+        for seed in _SEEDS:
+            labelled = Clips("moving_digit", "train", labels, _FRAMES, _SIZE, 100 + seed)
             for start, name in _STARTS.items():
-                settings = tables(classify, _FINE_TUNING, tiny=tiny, learning_rate=1e-3, seed=seed)
+                settings = tables(classify, _FINE_TUNING, learning_rate=1e-3, seed=seed)
                 made.append(Job(_job(start, labels, seed), settings, labelled, test, start=name))
     return made
 

@@ -34,22 +34,26 @@ def model(size: int, patch: int, *, head: bool, width: int = 96, **fields: Any) 
     }
 
 
+def classifier(classes: int, size: int, patch: int, module: str = "gated LRU") -> dict[str, Any]:
+    """A task section: classification by a model with one of ``MODULES``."""
+    overrides = model(size, patch, head=True, **MODULES[module])
+    return {"name": "classification", "num_classes": classes, "overrides": overrides, "label_smoothing": 0.0}
+
+
 def tables(
     task: dict[str, Any],
     steps: int,
     *,
-    tiny: bool,
     batch_size: int = 16,
     learning_rate: float = 2e-3,
     weight_decay: float = 0.03,
     seed: int = 0,
 ) -> dict[str, Any]:
     """A configuration of ``trecvit train`` without data: AdamW, a tenth of the steps warm-up, then a cosine."""
-    steps = 2 if tiny else steps
     every = max(steps // _CURVE, 1)
     return {
         "task": task,
-        "data": {"batch_size": 4 if tiny else batch_size},
+        "data": {"batch_size": batch_size},
         "optimiser": {"learning_rate": learning_rate, "weight_decay": weight_decay},
         "schedule": {"steps": steps, "warmup_steps": steps // 10},
         "run": {"seed": seed, "device": "cpu", "log_every": every, "evaluate_every": every},

@@ -8,7 +8,7 @@ from benchmarks.experiments import plots
 from benchmarks.experiments.clips import Clips
 from benchmarks.experiments.experiment import Claim, Experiment, Outcomes, evaluations
 from benchmarks.experiments.jobs import Job
-from benchmarks.experiments.settings import MODULES, TRAINING_CLIPS, model, tables
+from benchmarks.experiments.settings import MODULES, TRAINING_CLIPS, classifier, tables
 from benchmarks.report.tables import Table
 
 CHANCE = 0.5  # of each question: played backwards, a clip of one class is a clip of the other
@@ -28,21 +28,15 @@ _WORDS = {
 }
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs() -> list[Job]:
     """One training per question and module."""
     made = []
     for kind, (size, patch, steps, modules) in _QUESTIONS.items():
         for module in modules:
-            overrides = model(size, patch, head=True, **MODULES[module])
-            task = {
-                "name": "classification",
-                "num_classes": 2,
-                "overrides": overrides,
-                "label_smoothing": 0.0,
-            }
-            train = Clips(kind, "train", 8 if tiny else TRAINING_CLIPS, _FRAMES, (size, size))
-            test = Clips(kind, "test", 8 if tiny else _TESTED, _FRAMES, (size, size))
-            made.append(Job(f"{kind}: {module}", tables(task, steps, tiny=tiny), train, test))
+            task = classifier(2, size, patch, module)
+            train = Clips(kind, "train", TRAINING_CLIPS, _FRAMES, (size, size))
+            test = Clips(kind, "test", _TESTED, _FRAMES, (size, size))
+            made.append(Job(f"{kind}: {module}", tables(task, steps), train, test))
     return made
 
 

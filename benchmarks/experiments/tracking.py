@@ -19,7 +19,7 @@ _SCENES: dict[str, dict[str, Any]] = {
 }
 
 
-def jobs(tiny: bool) -> list[Job]:
+def jobs() -> list[Job]:
     """One training per kind of scene."""
     model = {"width": 96, "depth": 2, "num_heads": 4, "mlp_dim": 192, "head_width": 128}
     model |= {"patch_size": _PATCH, "image_size": _SIZE[0]}
@@ -29,9 +29,9 @@ def jobs(tiny: bool) -> list[Job]:
         made.append(
             Job(
                 name,
-                tables({"name": "point_tracking", "model": model}, _STEPS, tiny=tiny, weight_decay=0.01),
-                Clips("tracks", "train", 8 if tiny else TRAINING_CLIPS, _FRAMES, _SIZE, options=options),
-                Clips("tracks", "test", 8 if tiny else _TESTED, _FRAMES, _SIZE, options=options),
+                tables({"name": "point_tracking", "model": model}, _STEPS, weight_decay=0.01),
+                Clips("tracks", "train", TRAINING_CLIPS, _FRAMES, _SIZE, options=options),
+                Clips("tracks", "test", _TESTED, _FRAMES, _SIZE, options=options),
             )
         )
     return made

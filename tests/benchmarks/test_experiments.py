@@ -154,7 +154,7 @@ def test_layers_turn_zoom_and_invert_exactly() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
     """Two steps of each training, one process; the result file reads back."""
-    made = EXPERIMENTS[name].jobs(True)
+    made = [job.tiny() for job in EXPERIMENTS[name].jobs()]
     assert len({job.name for job in made}) == len(made)
     chosen = [job for job in made if not job.start][:1]
     chosen += [job for job in made if job.start == chosen[0].name][:1]
@@ -181,7 +181,7 @@ def test_jobs_wait_for_those_they_start_from(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(jobs, "train", train)
     monkeypatch.setattr(jobs, "_pool", concurrent.futures.ThreadPoolExecutor)
-    made, said = EXPERIMENTS["pretraining"].jobs(True)[::-1], []
+    made, said = EXPERIMENTS["pretraining"].jobs()[::-1], []
     assert made[0].start and not made[-1].start
     assert list(jobs.run(made, said.append)) == [job.name for job in made]
     assert trained.index("pre-training") < trained.index(made[0].name) and len(said) == len(made)
@@ -194,9 +194,9 @@ def test_jobs_wait_for_those_they_start_from(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_result_files_have_every_training(name: str) -> None:
     record = files.read(name)
-    assert list(record.outcomes) == [job.name for job in EXPERIMENTS[name].jobs(False)]
+    assert list(record.outcomes) == [job.name for job in EXPERIMENTS[name].jobs()]
     assert record.seconds < 15 * 60
-    for job in EXPERIMENTS[name].jobs(False):
+    for job in EXPERIMENTS[name].jobs():
         assert record.outcomes[job.name].curve[-1]["step"] == job.tables["schedule"]["steps"]
 
 
