@@ -20,7 +20,7 @@ Outcomes = Mapping[str, Outcome]
 
 @dataclass(frozen=True)
 class Claim:
-    """What was expected before the run, what came, and whether that holds."""
+    """What is expected, what came, and whether that holds."""
 
     expected: str
     found: str

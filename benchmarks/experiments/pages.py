@@ -77,21 +77,20 @@ def summary(records: dict[str, Record]) -> Table:
 
 
 def _section(one: Experiment, record: Record) -> Sequence[str]:
-    table, light, dark = (
-        one.table(record.outcomes),
-        *(_link(figure(one.name, theme.name)) for theme in THEMES),
-    )
+    table = one.table(record.outcomes)
+    light, dark = (_link(figure(one.name, theme)) for theme in ("light", "dark"))
     about = {"hardware": record.hardware, "date": record.date}
     origin = (
         f"{len(record.outcomes)} trainings, {record.seconds / 60:.1f} minutes. {machine(about)}."
         f" [{files.path(one.name).name}]({_link(files.path(one.name))})"
     )
+    notes = ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return [
         f"## {one.title}",
         one.about,
         f"**{table.title}**",
         markdown(table),
-        *("\n".join(f"- {note}" for note in table.notes),) * bool(table.notes),
+        *notes,
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
         f'<img src="{light}" alt="{one.caption}"></picture>',
         origin,
