@@ -9,6 +9,9 @@ pass. Nothing else: no norm, bias, activation, residual, convolution, recurrence
 
 The products are ``torch.mm``. Our linear layers call oneDNN instead, which on some processors takes half as long in
 float32; ``onednn=True`` is the floor with those products (into fresh outputs: the op has no other form).
+
+A floor takes the fastest way there is: where a CPU has no instructions for a 16-bit dtype, its products and attention
+are those of float32 numbers, converted before the clock starts.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.timing import Work
 from trecvit_kernels import TRecViT
+from trecvit_kernels.ops._products import multiplied_in
 from trecvit_kernels.ops.linear.native import linear_forward
 
 MATMUL = 2048  # rows and columns
@@ -40,9 +44,13 @@ def copy_of_gated_lru(x: Tensor, gate_x: Tensor, gate_a: Tensor) -> Work:
 
 def matmul(dtype: torch.dtype, device: str = "cpu", size: int = MATMUL) -> tuple[Work, float]:
     """A square matrix product into an existing buffer, and its floating-point operations."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (_as_multiplied(torch.randn(size, size, device=device).to(dtype)) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2.0 * size**3
+
+
+def _as_multiplied(t: Tensor) -> Tensor:
+    return t.to(multiplied_in(t))
 
 
 class ModelFloor:
@@ -51,7 +59,7 @@ class ModelFloor:
     def __init__(self, model: TRecViT, batch: int, frames: int, *, onednn: bool = False) -> None:
         config = model.config
         self.onednn = onednn
-        self.dtype, self.device = model.embedding.weight.dtype, model.embedding.weight.device
+        self.dtype, self.device = multiplied_in(model.embedding.weight), model.embedding.weight.device
         images, patches = batch * frames, config.grid[0] * config.grid[1]
         tokens = images * config.tokens
         self._buffers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
@@ -71,6 +79,10 @@ class ModelFloor:
             self.linears.append((rows, model.pre_logits.weight, True))
         if model.cls_head is not None:
             self.linears.append((batch, model.cls_head.weight, True))
+        self.linears = [
+            (rows, _as_multiplied(weight.detach()), needs_dx) for rows, weight, needs_dx in self.linears
+        ]
+        self.gates = [(rows, _as_multiplied(weight.detach())) for rows, weight in self.gates]
         self.attentions = config.depth
         shape = (images, config.num_heads, config.tokens, config.width // config.num_heads)
         self.qkv = [torch.randn(shape, device=self.device).to(self.dtype) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A stream's copies of its weights in the layout of the CPU's products: used where they hold, never seen in numbers."""
+"""A stream's copies of its weights as the CPU's products want them: used where they hold, never seen in numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 import trecvit_kernels as tk
 from trecvit_kernels.modules.linear import Linear
+from trecvit_kernels.ops import _products
 from trecvit_kernels.ops.linear import native
 
 pytestmark = pytest.mark.skipif(not tk.backends.available()["native"].available, reason="native")
@@ -30,7 +31,7 @@ def _model(dtype: torch.dtype) -> tk.TRecViT:
 
 
 @pytest.mark.parametrize("change", ("none", "weight", "parameter", "backend", "autocast"))
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 def test_the_numbers_are_those_of_the_weights(dtype: torch.dtype, change: str) -> None:
     """Bit for bit the step of the model, also after a weight, the backend or autocast has changed."""
     model = _model(dtype)
@@ -45,22 +46,30 @@ def test_the_numbers_are_those_of_the_weights(dtype: torch.dtype, change: str) -
             if t == 2 and change == "backend":
                 scope.enter_context(tk.backends.use("reference"))
             if t == 2 and change == "autocast":
-                scope.enter_context(torch.autocast("cpu", torch.bfloat16))
+                to = torch.bfloat16 if dtype == torch.float32 else dtype
+                scope.enter_context(torch.autocast("cpu", to))
             expected, state = model.step(frame, state)
             assert stream.push(frame).equal(expected), t
 
 
-@pytest.mark.skipif(not native.has_onednn(torch.bfloat16), reason="oneDNN does not multiply bfloat16 here")
-def test_every_linear_layer_takes_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("widened", (True, False), ids=("float32", "onednn"))
+def test_every_linear_layer_takes_its_copy(widened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 where products are made in that, otherwise in oneDNN's layout."""
+    if not widened and not native.has_onednn(torch.bfloat16):
+        pytest.skip("oneDNN does not multiply bfloat16 here")
+    monkeypatch.setattr(_products, "WIDENED", frozenset([torch.bfloat16] if widened else []))
     model, taken = _model(torch.bfloat16), []
-    stream = tk.Stream(model)
+    stream, frame = tk.Stream(model), torch.rand(1, 3, 8, 12).to(torch.bfloat16)
     product = native.linear_forward
 
     def watched(x, weight, bias):
-        taken.append(weight.layout)
+        taken.append((weight.layout, weight.dtype))
         return product(x, weight, bias)
 
+    with torch.no_grad():
+        expected, _ = model.step(frame, model.init_state(1))
     monkeypatch.setattr(native, "linear_forward", watched)
-    stream.push(torch.rand(1, 3, 8, 12).to(torch.bfloat16))
+    assert stream.push(frame).equal(expected)
+    copy = (torch.strided, torch.float32) if widened else (torch._mkldnn, torch.bfloat16)
     layers = sum(isinstance(module, Linear) for module in model.modules())
-    assert [layout for layout in taken if layout == torch._mkldnn] == [torch._mkldnn] * layers
+    assert [kind for kind in taken if kind == copy] == [copy] * layers * (2 if widened else 1)

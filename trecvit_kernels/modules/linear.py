@@ -52,11 +52,11 @@ def call_linear(layer: nn.Module, x: Tensor, recipe: Recipe | None) -> Tensor:
 
 
 class PackedWeights:
-    """Copies of a model's linear weights in the layout of the CPU's matrix products, for many calls of ``rows`` rows.
+    """Copies of a model's linear weights as the CPU's matrix products want them, for many calls of ``rows`` rows.
 
     They take the place of the weights inside ``with packed.used():``, without gradients and with the same results,
     unless a weight has changed since, autocast is on or the native backend is not the one in use. There are none on
-    other devices, and only of bfloat16 weights: in float32 they gain too little for their memory.
+    other devices, and only of 16-bit weights: in float32 they gain too little for their memory.
     """
 
     def __init__(self, model: nn.Module, rows: int) -> None:
@@ -65,7 +65,7 @@ class PackedWeights:
             if not isinstance(module, Linear):
                 continue
             weight = module.weight
-            if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not weight.is_inference():
+            if weight.device.type == "cpu" and weight.dtype.itemsize == 2 and not weight.is_inference():
                 copy = native.pack(weight, rows)
                 if copy is not None:
                     self._copies[module] = _Packed(copy, weight, weight._version)

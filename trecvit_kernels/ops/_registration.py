@@ -39,7 +39,14 @@ def define(
 
     def run(*args: Any) -> Any:
         *arguments, backend = args
-        return getattr(importlib.import_module(f"{room}.{backend}"), name)(*arguments)
+        function = getattr(importlib.import_module(f"{room}.{backend}"), name)
+        device = arguments[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments)
+        with torch.autocast(
+            device, enabled=False
+        ):  # dtypes are settled: it would round what is meant to be float32
+            return function(*arguments)
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     packet = getattr(getattr(torch.ops, NAMESPACE), name)

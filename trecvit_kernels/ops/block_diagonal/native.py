@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels.ops._memory import empty
-from trecvit_kernels.ops.linear.native import multiplied_in
+from trecvit_kernels.ops._products import multiplied_in
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 The op is the one to which ``torch.compile`` lowers linear layers. PyTorch's default for float32 is MKL, which takes
 about twice as long on an AMD processor. Where this build of PyTorch or the processor lacks oneDNN for a dtype, the
-default runs; float16 is multiplied in float32 where the processor has no instructions for it.
+default runs; 16-bit dtypes are multiplied in float32 where the processor has no instructions for them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trecvit_kernels.ops._products import multiplied_in
+
 
 @functools.cache
 def has_onednn(dtype: torch.dtype) -> bool:
@@ -22,17 +24,6 @@ def has_onednn(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
-
-
-@functools.cache
-def _has_float16() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
-def multiplied_in(t: Tensor) -> torch.dtype:
-    """Dtype for products of ``t``: on most CPUs float16 ones take many times as long as float32 ones."""
-    slow = t.dtype == torch.float16 and t.device.type == "cpu" and not _has_float16()
-    return torch.float32 if slow else t.dtype
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,10 +40,13 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack(weight: Tensor, rows: int) -> Tensor | None:
-    """A copy of weight (out, in), for ``linear_forward``, in the layout that oneDNN wants for ``rows`` rows of x.
+    """A copy of weight (out, in), for ``linear_forward``, as the products of ``rows`` rows of x want it.
 
-    None where oneDNN would not be used. Without it every call brings the weight into that layout anew.
+    In float32 if they are made in that (``multiplied_in``), otherwise in oneDNN's layout; None where oneDNN would not
+    be used. Without it every call converts the weight anew.
     """
+    if (dtype := multiplied_in(weight)) != weight.dtype:
+        return weight.detach().to(dtype)
     if weight.numel() == 0 or not has_onednn(weight.dtype):
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
