@@ -13,6 +13,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VIDEO ?=
 CUDA_ARCHITECTURES ?= $(if $(shell command -v nvidia-smi),native,90a-real)
+# Python keeps its bytecode here even where the environment says not to: importing PyTorch without it takes seconds, and
+# the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 export CMAKE_ARGS ?= -DTRECVIT_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)
 
 VENV := .venv
