@@ -92,6 +92,20 @@ struct Numbers {
   }
 };
 
+// Calls walk(first, count) for panels of at most `most` neighbouring blocks, which are to go through time side by side.
+// A frame of theirs is then a long run, which the processor fetches ahead by itself: of one block it would be a few
+// lines of a page, and asking for these by instructions is slower.
+template <class Walk>
+void walk_panels(const Blocks& blocks, int64_t most, int threads, Walk walk) {
+  const int64_t count = blocks.count(), longest = min_of(most, blocks.rows * blocks.per_run);
+  const int64_t panels = min_of(ceil_div(ceil_div(count, longest), threads) * threads, count);  // as many for every thread
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < panels; ++i) {
+    const int64_t first = count * i / panels;
+    walk(first, count * (i + 1) / panels - first);
+  }
+}
+
 inline bool never_cuts(int64_t, int64_t) { return false; }
 
 // Runs a recurrence over `count` blocks, each cut into `segments` in the order in which it is walked.

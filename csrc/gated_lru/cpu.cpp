@@ -131,9 +131,7 @@ void step_frame(const GatedLruForward& p, const Lanes<K>& lanes, int64_t t, bool
   }
 }
 
-// Neighbouring blocks go through time side by side: so many that a frame of theirs is a long run, which the processor
-// fetches ahead by itself, and that their states stay in its second cache.
-constexpr int64_t kPanel = 32;
+constexpr int64_t kPanel = 32;  // blocks side by side; their states stay in the second cache
 
 // One line of every row of frame t: its page's address is then known when the frame comes. The rest of the row the
 // processor fetches faster by itself.
@@ -189,11 +187,9 @@ void forward(const GatedLruForward& p, const typename K::S* decay, const Blocks&
   using S = typename K::S;
   using Vector = typename K::Vector;
   if (p.segments == 1) {
-    const int64_t panel = min_of(min_of(kPanel, blocks.rows * blocks.per_run), ceil_div(blocks.count(), p.threads));
-    const int64_t panels = ceil_div(blocks.count(), panel);
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t i = 0; i < panels; ++i)
-      walk<K>(p, decay, blocks, i * panel, min_of(panel, blocks.count() - i * panel), {0, p.frames}, nullptr);
+    walk_panels(blocks, kPanel, p.threads, [&](int64_t first, int64_t count) {
+      walk<K>(p, decay, blocks, first, count, {0, p.frames}, nullptr);
+    });
     return;
   }
   const auto summarise = [&](int64_t block, int64_t s, Vector& h, Vector& product) {

@@ -10,6 +10,7 @@ namespace trecvit {
 namespace {
 
 constexpr int64_t kMaxFramesPerState = 16;
+constexpr int64_t kPanel = 16, kPanelBack = 4;  // blocks side by side; their states stay in the second cache
 
 template <class IO>
 struct Element {
@@ -49,8 +50,49 @@ struct Scan {
   static void read(Vector& to, const S* from, int64_t width) { to.read(from, 1, parts, width); }
   static void write(const Vector& from, S* to, int64_t width) { from.write(to, 1, parts, width); }
 
-  static void forward(const LinearScanForward& p, const Blocks& blocks) {
+  // Blocks [first, first + count) through a segment, from the states `from` (null: from the start of time).
+  static void walk(const LinearScanForward& p, const Blocks& blocks, int64_t first, int64_t count, Segment segment,
+                   const Vector* from) {
     const int64_t saved = (p.frames - 1) / p.frames_per_state;
+    const Workspace memory(count * int64_t(sizeof(Vector)));
+    Vector* const states = static_cast<Vector*>(memory.data);
+    for (int64_t k = 0; k < count; ++k) {
+      const Block block = blocks.at(first + k);
+      if (from) {
+        states[k] = from[k];
+      } else {
+        read(states[k], state(p, block, p.h0, 0, 1), block.width);
+      }
+    }
+    for (int64_t t = segment.begin; t < segment.end; ++t) {
+      const bool save = p.states && t > 0 && t % p.frames_per_state == 0;
+      for (int64_t k = 0; k < count; ++k) {
+        const Block block = blocks.at(first + k);
+        Vector& h = states[k];
+        if (save) write(h, state(p, block, p.states, t / p.frames_per_state - 1, saved), block.width);
+        const IO *a = row(p.a, block, t), *b = row(p.b, block, t);
+        IO* out = row(p.h, block, t);
+        TRECVIT_VECTORIZE
+        for (int64_t j = 0; j < block.width; ++j) {
+          const Number<S> next = advance<S, complex>(E::get(a[j]), h.get(j), E::get(b[j]));
+          h.set(j, next);
+          E::set(out[j], next);
+        }
+      }
+    }
+    if (segment.end < p.frames) return;
+    for (int64_t k = 0; k < count; ++k) {
+      const Block block = blocks.at(first + k);
+      write(states[k], state(p, block, p.h_last, 0, 1), block.width);
+    }
+  }
+
+  static void forward(const LinearScanForward& p, const Blocks& blocks) {
+    if (p.segments == 1) {
+      walk_panels(blocks, kPanel, p.threads,
+                  [&](int64_t first, int64_t count) { walk(p, blocks, first, count, {0, p.frames}, nullptr); });
+      return;
+    }
     const auto summarise = [&](int64_t index, int64_t s, Vector& h, Vector& product) {
       const Block block = blocks.at(index);
       const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
@@ -67,51 +109,80 @@ struct Scan {
       }
     };
     const auto replay = [&](int64_t index, int64_t s, const Vector* from) {
-      const Block block = blocks.at(index);
-      const Segment segment = segment_at(s, p.segments, p.frames, p.frames_per_state);
-      Vector h;
-      if (from) {
-        h = *from;
-      } else {
-        read(h, s == 0 ? state(p, block, p.h0, 0, 1) : nullptr, block.width);
-      }
-      for (int64_t t = segment.begin; t < segment.end; ++t) {
-        if (p.states && t > 0 && t % p.frames_per_state == 0)
-          write(h, state(p, block, p.states, t / p.frames_per_state - 1, saved), block.width);
-        const IO *a = row(p.a, block, t), *b = row(p.b, block, t);
-        IO* out = row(p.h, block, t);
-        if (t + 1 < p.frames) {
-          prefetch(a + p.a.frame_stride, block.width);
-          prefetch(b + p.b.frame_stride, block.width);
-        }
-        TRECVIT_VECTORIZE
-        for (int64_t j = 0; j < block.width; ++j) {
-          const Number<S> next = advance<S, complex>(E::get(a[j]), h.get(j), E::get(b[j]));
-          h.set(j, next);
-          E::set(out[j], next);
-        }
-      }
-      if (segment.end == p.frames) write(h, state(p, block, p.h_last, 0, 1), block.width);
+      walk(p, blocks, index, 1, segment_at(s, p.segments, p.frames, p.frames_per_state), from);
     };
     walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, never_cuts);
   }
 
-  // before[k] = h_{t-1} for the frames t = begin + k of a chunk; before[0] is given.
-  static void recompute(const LinearScanBackward& p, const Block& block, int64_t begin, int64_t end, Vector* before) {
-    for (int64_t t = begin; t + 1 < end; ++t) {
-      const IO *a = row(p.a, block, t), *b = row(p.b, block, t);
-      const Vector& h = before[t - begin];
-      Vector& after = before[t - begin + 1];
-      prefetch(a + p.a.frame_stride, block.width);
-      prefetch(b + p.b.frame_stride, block.width);
-      TRECVIT_VECTORIZE
-      for (int64_t j = 0; j < block.width; ++j)
-        after.set(j, advance<S, complex>(E::get(a[j]), h.get(j), E::get(b[j])));
+  // A block on its walk backwards: the carry conj(a_{t+1}) G_{t+1}, and h_{t-1} for every frame of the chunk it is in.
+  struct Walker {
+    Vector carry, before[kMaxFramesPerState];
+  };
+
+  static void recompute(const LinearScanBackward& p, const Block& block, int64_t t, const Vector& h, Vector& after) {
+    const IO *a = row(p.a, block, t), *b = row(p.b, block, t);
+    TRECVIT_VECTORIZE
+    for (int64_t j = 0; j < block.width; ++j)
+      after.set(j, advance<S, complex>(E::get(a[j]), h.get(j), E::get(b[j])));
+  }
+
+  static void step_back(const LinearScanBackward& p, const Block& block, int64_t t, const Vector& h_before,
+                        Vector& carry) {
+    const IO *a = row(p.a, block, t), *dh = row(p.dh, block, t);
+    IO *da = row(p.da, block, t), *db = row(p.db, block, t);
+    TRECVIT_VECTORIZE
+    for (int64_t j = 0; j < block.width; ++j) {
+      const Number<S> later = carry.get(j), here = E::get(dh[j]);
+      const Number<S> G = {here.re + later.re, here.im + later.im};
+      E::set(db[j], G);
+      E::set(da[j], pull_back<S, complex>(h_before.get(j), G));
+      carry.set(j, pull_back<S, complex>(E::get(a[j]), G));
+    }
+  }
+
+  // Blocks [first, first + count) backwards through a segment, from the carries `from` (null: from the end of time).
+  static void walk_back(const LinearScanBackward& p, const Blocks& blocks, int64_t first, int64_t count,
+                        Segment segment, const Vector* from) {
+    const int64_t step = p.frames_per_state, saved = (p.frames - 1) / step;
+    const Workspace memory(count * int64_t(sizeof(Walker)));
+    Walker* const walkers = static_cast<Walker*>(memory.data);
+    for (int64_t k = 0; k < count; ++k) {
+      const Block block = blocks.at(first + k);
+      if (from) {
+        walkers[k].carry = from[k];
+      } else {
+        read(walkers[k].carry, state(p, block, p.dh_last, 0, 1), block.width);
+      }
+    }
+    for (int64_t begin = (segment.end - 1) / step * step; begin >= segment.begin; begin -= step) {
+      const int64_t end = min_of(begin + step, segment.end);
+      for (int64_t k = 0; k < count; ++k) {
+        const Block block = blocks.at(first + k);
+        read(walkers[k].before[0],
+             begin == 0 ? state(p, block, p.h0, 0, 1) : state(p, block, p.states, begin / step - 1, saved),
+             block.width);
+      }
+      for (int64_t t = begin; t + 1 < end; ++t)
+        for (int64_t k = 0; k < count; ++k)
+          recompute(p, blocks.at(first + k), t, walkers[k].before[t - begin], walkers[k].before[t - begin + 1]);
+      for (int64_t t = end - 1; t >= begin; --t)
+        for (int64_t k = 0; k < count; ++k)
+          step_back(p, blocks.at(first + k), t, walkers[k].before[t - begin], walkers[k].carry);
+    }
+    if (segment.begin > 0) return;
+    for (int64_t k = 0; k < count; ++k) {
+      const Block block = blocks.at(first + k);
+      write(walkers[k].carry, state(p, block, p.dh0, 0, 1), block.width);
     }
   }
 
   static void backward(const LinearScanBackward& p, const Blocks& blocks) {
-    const int64_t step = p.frames_per_state, saved = (p.frames - 1) / step;
+    if (p.segments == 1) {
+      walk_panels(blocks, kPanelBack, p.threads,
+                  [&](int64_t first, int64_t count) { walk_back(p, blocks, first, count, {0, p.frames}, nullptr); });
+      return;
+    }
+    const int64_t step = p.frames_per_state;
     // Time is walked backwards: the first segment walked is the last one in time.
     const auto segment_of = [&](int64_t s) { return segment_at(p.segments - 1 - s, p.segments, p.frames, step); };
     const auto summarise = [&](int64_t index, int64_t s, Vector& carry, Vector& product) {
@@ -131,36 +202,7 @@ struct Scan {
       }
     };
     const auto replay = [&](int64_t index, int64_t s, const Vector* from) {
-      const Block block = blocks.at(index);
-      const Segment segment = segment_of(s);
-      Vector before[kMaxFramesPerState], carry;
-      if (from) {
-        carry = *from;
-      } else {
-        read(carry, s == 0 ? state(p, block, p.dh_last, 0, 1) : nullptr, block.width);
-      }
-      for (int64_t begin = (segment.end - 1) / step * step; begin >= segment.begin; begin -= step) {
-        const int64_t end = min_of(begin + step, segment.end);
-        read(before[0],
-             begin == 0 ? state(p, block, p.h0, 0, 1) : state(p, block, p.states, begin / step - 1, saved),
-             block.width);
-        recompute(p, block, begin, end, before);
-        for (int64_t t = end - 1; t >= begin; --t) {
-          const IO *a = row(p.a, block, t), *dh = row(p.dh, block, t);
-          IO *da = row(p.da, block, t), *db = row(p.db, block, t);
-          const Vector& h_before = before[t - begin];
-          if (t > 0) prefetch(dh - p.dh.frame_stride, block.width);
-          TRECVIT_VECTORIZE
-          for (int64_t j = 0; j < block.width; ++j) {
-            const Number<S> later = carry.get(j), here = E::get(dh[j]);
-            const Number<S> G = {here.re + later.re, here.im + later.im};
-            E::set(db[j], G);
-            E::set(da[j], pull_back<S, complex>(h_before.get(j), G));
-            carry.set(j, pull_back<S, complex>(E::get(a[j]), G));
-          }
-        }
-      }
-      if (segment.begin == 0) write(carry, state(p, block, p.dh0, 0, 1), block.width);
+      walk_back(p, blocks, index, 1, segment_of(s), from);
     };
     walk_segments<Vector>(blocks.count(), p.segments, p.threads, summarise, replay, never_cuts);
   }

@@ -7,6 +7,8 @@
 namespace trecvit {
 namespace {
 
+constexpr int64_t kPanel = 16;  // blocks side by side: their last frames stay in the second cache
+
 template <class IO_>
 struct Conv {
   using IO = IO_;
@@ -32,29 +34,28 @@ struct Conv {
   }
 
   static void forward(const CausalConvForward& p, const Blocks& blocks) {
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (int64_t index = 0; index < blocks.count(); ++index) {
-      const Block block = blocks.at(index);
-      alignas(64) S sum[kMaxBlock];
-      for (int64_t t = 0; t < p.frames; ++t) {
-        if (t + 1 < p.frames) prefetch(row(p.u, block, t + 1), block.width);
-        const S* bias = channels(p.bias, block);
-        for (int64_t j = 0; j < block.width; ++j) sum[j] = bias[j];
-        const int64_t shifts = reach(p, block, t);
-        for (int64_t shift = shifts; shift > 0; --shift) {
-          const IO* from = input(p.u, p.tail, p, block, t - shift);
-          const S* weight = channels(p.weight, block) + (p.taps - 1 - shift) * p.channels;
-          if (!from) continue;
-          TRECVIT_VECTORIZE
-          for (int64_t j = 0; j < block.width; ++j) sum[j] += weight[j] * load(from[j]);
-        }
-        const IO* from = row(p.u, block, t);
-        const S* weight = channels(p.weight, block) + (p.taps - 1) * p.channels;
-        IO* out = row(p.y, block, t);
-        TRECVIT_VECTORIZE
-        for (int64_t j = 0; j < block.width; ++j) store(out[j], sum[j] + weight[j] * load(from[j]));
-      }
+    walk_panels(blocks, kPanel, p.threads, [&](int64_t first, int64_t count) {
+      for (int64_t t = 0; t < p.frames; ++t)
+        for (int64_t k = 0; k < count; ++k) output(p, blocks.at(first + k), t);
+    });
+  }
+
+  static void output(const CausalConvForward& p, const Block& block, int64_t t) {
+    alignas(64) S sum[kMaxBlock];
+    const S* bias = channels(p.bias, block);
+    for (int64_t j = 0; j < block.width; ++j) sum[j] = bias[j];
+    for (int64_t shift = reach(p, block, t); shift > 0; --shift) {
+      const IO* from = input(p.u, p.tail, p, block, t - shift);
+      const S* weight = channels(p.weight, block) + (p.taps - 1 - shift) * p.channels;
+      if (!from) continue;
+      TRECVIT_VECTORIZE
+      for (int64_t j = 0; j < block.width; ++j) sum[j] += weight[j] * load(from[j]);
     }
+    const IO* from = row(p.u, block, t);
+    const S* weight = channels(p.weight, block) + (p.taps - 1) * p.channels;
+    IO* out = row(p.y, block, t);
+    TRECVIT_VECTORIZE
+    for (int64_t j = 0; j < block.width; ++j) store(out[j], sum[j] + weight[j] * load(from[j]));
   }
 
   static void backward(const CausalConvBackward& p, const Blocks& blocks) {
