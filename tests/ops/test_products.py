@@ -47,9 +47,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
     def watch(place: Any, name: str) -> None:
         original = getattr(place, name)
 
-        def watched(*args: Any, **kwargs: Any) -> Tensor:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            found.add(result.dtype)
+            found.add(result.dtype if isinstance(result, Tensor) else result[0].dtype)
             return result
 
         monkeypatch.setattr(place, name, watched)
@@ -58,6 +58,8 @@ def products(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
     watch(F, "linear")
     watch(torch.ops.mkldnn, "_linear_pointwise")
     watch(F, "scaled_dot_product_attention")
+    watch(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    watch(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
     return found
 
 

@@ -137,7 +137,7 @@ def test_fused_additions_give_the_same(
 ) -> None:
     """The way through the blocks that a GPU's fused residual additions take, here with the plain ones."""
     expected = model(video, queries)
-    monkeypatch.setattr("trecvit_kernels.tasks.point_tracking.model.is_fused", lambda *tensors: True)
+    monkeypatch.setattr("trecvit_kernels.models.encoder.is_fused", lambda *tensors: True)
     assert_same(model(video, queries), expected)
     assert_same(stream(model, video, queries, [2, 3]), expected)
 

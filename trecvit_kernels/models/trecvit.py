@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trecvit_kernels._checks import check_device, check_dtype, check_like, check_tensor
 from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
+from trecvit_kernels.models.encoder import encode, keep
 from trecvit_kernels.models.state import AnyLayerState, TRecViTState
 from trecvit_kernels.modules import SpatialBlock, _init, temporal
 from trecvit_kernels.modules._residual import Residual, add_residual
 from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
-from trecvit_kernels.ops.residual_norm.op import is_fused
 
 
 class Block(nn.Module):
@@ -302,36 +301,17 @@ class TRecViT(
         new_layers: list[AnyLayerState] | None = None,
         kept: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """All blocks and the last norm, from the states ``layers`` or from the start of a sequence.
-
-        The new states go into the list ``new_layers``, if there is one; ``kept`` collects the intermediates
-        that are its keys.
-        """
-        if not kept and is_fused(x):  # nobody asks for what is between the blocks
-            stream = Residual(x)
-            for i, mixing in enumerate(self._blocks()):
-                stream, new_layer = mixing.mix(stream, None if layers is None else layers[i])
-                if new_layers is not None:
-                    new_layers.append(new_layer)
-            return stream.normed(self.encoder_norm)[1]
-        for i, block in enumerate(self.blocks):
-            state = None if layers is None else layers[i]
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                after_time, x, state = checkpoint(block, x, state, use_reentrant=False)
-            else:
-                after_time, x, state = block(x, state)
-            if new_layers is not None:
-                new_layers.append(state)
-            _keep(kept, f"blocks.{i}.time", after_time)
-            _keep(kept, f"blocks.{i}.space", x)
-        return self.encoder_norm(x)
+        checkpointing = self.activation_checkpointing and self.training
+        return encode(
+            self.blocks, self.encoder_norm, x, layers, new_layers, kept=kept, checkpointing=checkpointing
+        )
 
     def _frame_features(self, encoded: Tensor, kept: dict[str, Tensor] | None = None) -> Tensor:
         """Pre-logits of every frame (B, T, head_width), before the temporal mean."""
         pooled = encoded[:, :, 0] if self.config.pool == "cls" else encoded.mean(dim=2)
         if pooled.requires_grad:
             pooled = pooled.contiguous()  # kept for the backward pass, where a view would keep all tokens
-        _keep(kept, "head_input", pooled)
+        keep(kept, "head_input", pooled)
         return pooled if self.pre_logits is None else self.pre_logits(pooled).tanh()
 
     def _blocks(self) -> list[Block]:
@@ -381,11 +361,6 @@ def reset_linear(linear: nn.Linear) -> None:
     """LeCun normal weights, zero bias: official for all that is outside the blocks."""
     _init.truncated_normal_(linear.weight, linear.in_features)
     nn.init.zeros_(linear.bias)
-
-
-def _keep(kept: dict[str, Tensor] | None, name: str, value: Tensor) -> None:
-    if kept is not None and name in kept:
-        kept[name] = value
 
 
 def create_model(

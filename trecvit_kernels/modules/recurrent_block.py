@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -62,21 +63,11 @@ class RecurrentBlock(nn.Module):
 
     def reset_parameters(self) -> None:
         """Official initialisation of the three linear layers; the others initialise themselves."""
-        for linear, variance in (
-            (self.linear_x, 1.0),
-            (self.linear_y, 1.0),
-            (self.linear_out, self.out_variance),
-        ):
-            _init.normal_(linear.weight, fan_in=linear.in_features, variance=variance)
-            nn.init.zeros_(linear.bias)
+        reset_projections(self.linear_x, self.linear_y, self.linear_out, self.out_variance)
 
     def init_state(self, *lead: int, dtype: torch.dtype | None = None) -> State:
         r"""Zero state for inputs (lead[0], T, \*lead[1:], width): h in the state dtype, tail in ``dtype``."""
-        weight, taps = self.linear_x.weight, self.conv_1d.weight.shape[0]
-        dtype = weight.dtype if dtype is None else dtype
-        batch, *lanes = lead
-        h = weight.new_zeros((batch, *lanes, weight.shape[0]), dtype=state_dtype(dtype))
-        return h, weight.new_zeros((batch, taps - 1, *lanes, weight.shape[0]), dtype=dtype)
+        return zero_state(self.linear_x.weight, self.conv_1d.weight.shape[0] - 1, lead, dtype)
 
     def forward(
         self, x: Tensor, *, state: State | None = None, reset: Tensor | None = None
@@ -123,6 +114,23 @@ class RecurrentBlock(nn.Module):
         if worthwhile(z):
             again = _mixer_recipe(z, u, v, *parameters, *(state or (None, None)), reset)
         return Residual(x, call_linear(self.linear_out, z, again)), new_state
+
+
+def reset_projections(
+    linear_x: nn.Linear, linear_y: nn.Linear, linear_out: nn.Linear, out_variance: float
+) -> None:
+    """Official initialisation: normal with variance 1 / fan_in, ``linear_out`` out_variance / fan_in; zero biases."""
+    for linear, variance in ((linear_x, 1.0), (linear_y, 1.0), (linear_out, out_variance)):
+        _init.normal_(linear.weight, fan_in=linear.in_features, variance=variance)
+        nn.init.zeros_(linear.bias)
+
+
+def zero_state(weight: Tensor, tail_frames: int, lead: Sequence[int], dtype: torch.dtype | None) -> State:
+    r"""h and tail of a block whose linear_x has ``weight``; ``lead`` = (batch, \*lanes), dtype: of the tokens."""
+    dtype = weight.dtype if dtype is None else dtype
+    batch, *lanes = lead
+    h = weight.new_zeros((batch, *lanes, weight.shape[0]), dtype=state_dtype(dtype))
+    return h, weight.new_zeros((batch, tail_frames, *lanes, weight.shape[0]), dtype=dtype)
 
 
 def _mixer_recipe(z: Tensor, *tensors: Tensor | None) -> Recipe | None:

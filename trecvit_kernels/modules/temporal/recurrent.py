@@ -14,6 +14,7 @@ from trecvit_kernels.modules import _init
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import MAX_RADIUS, GatedLRU, check_lru, reset_decay
 from trecvit_kernels.modules.linear import Linear
+from trecvit_kernels.modules.recurrent_block import reset_projections, zero_state
 from trecvit_kernels.modules.temporal.base import TemporalBlock, TemporalState
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops.gelu.op import gelu_tanh
@@ -166,22 +167,12 @@ class AblatedRecurrentBlock(TemporalBlock):
 
     def reset_parameters(self) -> None:
         """As in ``RecurrentBlock``."""
-        for linear, variance in (
-            (self.linear_x, 1.0),
-            (self.linear_y, 1.0),
-            (self.linear_out, self.out_variance),
-        ):
-            _init.normal_(linear.weight, fan_in=linear.in_features, variance=variance)
-            nn.init.zeros_(linear.bias)
+        reset_projections(self.linear_x, self.linear_y, self.linear_out, self.out_variance)
 
     def init_state(self, *lead: int, dtype: torch.dtype | None = None) -> TemporalState:
         r"""Zero state for inputs (lead[0], T, \*lead[1:], width): h in the state dtype, tail in ``dtype``."""
-        weight = self.linear_x.weight
         taps = 1 if self.conv_1d is None else self.conv_1d.weight.shape[0]
-        dtype = weight.dtype if dtype is None else dtype
-        batch, *lanes = lead
-        h = weight.new_zeros((batch, *lanes, weight.shape[0]), dtype=state_dtype(dtype))
-        return h, weight.new_zeros((batch, taps - 1, *lanes, weight.shape[0]), dtype=dtype)
+        return zero_state(self.linear_x.weight, taps - 1, lead, dtype)
 
     def branch(
         self, y: Tensor, state: TemporalState | None, reset: Tensor | None

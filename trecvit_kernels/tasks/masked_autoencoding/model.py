@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trecvit_kernels._checks import check_like
 from trecvit_kernels.models import TRecViT, positions, pretrained
+from trecvit_kernels.models.encoder import encode
 from trecvit_kernels.models.trecvit import Block
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules.linear import Linear
@@ -192,9 +192,6 @@ class MaskedAutoencoder(nn.Module):
         index = kept[:, None, :, None].expand(-1, frames, -1, x.shape[-1])
         x = x.scatter(2, index, seen[:, :, first:]) + self.decoder_positions.to(x.dtype)
         x = torch.cat([seen[:, :, :first], x], dim=2)
-        for block in self.decoder:
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                _, x, _ = checkpoint(block, x, use_reentrant=False)
-            else:
-                _, x, _ = block(x)
-        return self.to_pixels(self.decoder_norm(x[:, :, first:]))
+        checkpointing = self.activation_checkpointing and self.training
+        decoded = encode(self.decoder, self.decoder_norm, x, checkpointing=checkpointing)
+        return self.to_pixels(decoded[:, :, first:])

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trecvit_kernels._checks import check_device, check_dtype, check_tensor
+from trecvit_kernels.models.encoder import encode
 from trecvit_kernels.models.state import LayerState
 from trecvit_kernels.modules import _init
-from trecvit_kernels.modules._residual import Residual, add_residual
+from trecvit_kernels.modules._residual import add_residual
 from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.ops._dtypes import REAL
-from trecvit_kernels.ops.residual_norm.op import is_fused
 from trecvit_kernels.tasks.point_tracking.blocks import TrackerBlock
 from trecvit_kernels.tasks.point_tracking.config import PointTrackerConfig
 from trecvit_kernels.tasks.point_tracking.queries import check_query_points, query_tokens
@@ -104,8 +103,10 @@ class PointTracker(nn.Module):
         where = "PointTracker.forward_features"
         self._check_video(where, "video", video, 5)
         check_query_points(where, query_points, video.device, video.shape[0])
-        kept = {"tokens": self._tokens(video, query_points, 0)}
-        kept["encoded"] = self._encode(kept["tokens"], kept=kept)
+        tokens = self._tokens(video, query_points, 0)
+        between = [f"blocks.{i}.{part}" for i in range(len(self.blocks)) for part in ("time", "space")]
+        kept = {"tokens": tokens, **dict.fromkeys(between, tokens)}  # keys to fill
+        kept["encoded"] = self._encode(tokens, kept=kept)
         return kept
 
     def init_state(
@@ -224,28 +225,10 @@ class PointTracker(nn.Module):
         new_layers: list[LayerState] | None = None,
         kept: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """All blocks and the last norm, from the states ``layers`` or from the start of a sequence.
-
-        The new states go into the list ``new_layers`` and the intermediates into ``kept``, if there are such.
-        """
-        if kept is None and is_fused(x):  # nobody asks for what is between the blocks
-            stream = Residual(x)
-            for i, mixing in enumerate(self._blocks()):
-                stream, new_layer = mixing.mix(stream, None if layers is None else layers[i])
-                if new_layers is not None:
-                    new_layers.append(new_layer)
-            return stream.normed(self.encoder_norm)[1]
-        for i, block in enumerate(self.blocks):
-            state = None if layers is None else layers[i]
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                after_time, x, state = checkpoint(block, x, state, use_reentrant=False)
-            else:
-                after_time, x, state = block(x, state)
-            if new_layers is not None:
-                new_layers.append(state)
-            if kept is not None:
-                kept[f"blocks.{i}.time"], kept[f"blocks.{i}.space"] = after_time, x
-        return self.encoder_norm(x)
+        checkpointing = self.activation_checkpointing and self.training
+        return encode(
+            self.blocks, self.encoder_norm, x, layers, new_layers, kept=kept, checkpointing=checkpointing
+        )
 
     def _read(self, encoded: Tensor, queries: int) -> PointTracks:
         """Both heads on the last ``queries`` tokens of every frame."""
