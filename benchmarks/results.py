@@ -65,9 +65,10 @@ def load(path: Path) -> tuple[list[Result], list[Record], dict[str, Any]]:
 
 
 def default_path(run: dict[str, Any]) -> Path:
-    """benchmarks/results/<machine>-<date>.json; the machine is the GPU, or the CPU and its number of cores."""
+    """benchmarks/results/<machine>-<date>.json; the machine is the GPU, or the CPU, its cores and instruction set."""
     machine = run["hardware"]
-    words = machine["gpu"] if on_gpu(run) else f"{machine['cpu']} {machine['cores']} cores"
+    cpu = "{cpu} {cores} cores {instruction_set}"
+    words = machine["gpu"] if on_gpu(run) else cpu.format(**machine)
     name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     return RESULTS / f"{name}-{run['date']}.json"
 

@@ -215,11 +215,30 @@ def test_machines_keep_their_own_results(about, folder) -> None:
     about["kernels"] = DIGEST
     gpu = about | {"date": "2026-03-01", "settings": {"device": "cuda"}}
     gpu["hardware"] = about["hardware"] | {"gpu": "NVIDIA H200"}
-    for name, run in (("old", about), ("new", about | {"date": "2026-02-01"}), ("gpu", gpu)):
+    other = about | {"hardware": about["hardware"] | {"instruction_set": "avx512"}, "date": "2026-01-20"}
+    written = {"old": about, "new": about | {"date": "2026-02-01"}, "other": other, "gpu": gpu}
+    for name, run in written.items():
         results.save(folder / f"{name}.json", [], run, [])
-    assert [run.path.stem for run in pages.chosen(None)] == ["new", "gpu"]
-    assert [run.path.stem for run in pages.chosen(folder / "old.json")] == ["old", "gpu"]
-    assert [run.slug for run in pages.chosen(None)] == ["cpu", "nvidia-h200"]
+    assert [run.path.stem for run in pages.chosen(None)] == ["new", "other", "gpu"]
+    assert [run.path.stem for run in pages.chosen(folder / "old.json")] == ["other", "old", "gpu"]
+    assert [run.slug for run in pages.chosen(None)] == ["cpu-with-avx2", "cpu-with-avx-512", "nvidia-h200"]
+    results.save(folder / "new.json", [], written["new"] | {"kernels": "another"}, [])
+    assert [run.path.stem for run in pages.chosen(None, allow_stale=True)] == ["other", "new", "gpu"]
+
+
+def test_the_readme_shows_one_cpu(about, folder) -> None:
+    """The other page shows all, and the README says so."""
+    other = about | {"hardware": about["hardware"] | {"instruction_set": "avx512"}}
+    runs = [
+        pages.Run(folder / f"{n}.json", [_result("scan", "eager", 9.0, 3.0)], RECORDS, run)
+        for n, run in enumerate((about, other))
+    ]
+    brief, whole = (pages.block(page, pages.ordered(runs)) for page in PAGES)
+    assert "### Measured on a CPU with AVX2" in brief
+    assert "### Measured on a CPU with AVX-512" not in brief
+    assert "Measured on a CPU with AVX-512 too: [benchmarks.md](docs/benchmarks.md)" in brief
+    assert "### Measured on a CPU with AVX-512" in whole
+    assert "too:" not in whole
 
 
 def test_only_committed_files_make_pages(tmp_path) -> None:
@@ -242,8 +261,7 @@ def test_a_page_without_markers_is_refused(tmp_path) -> None:
 
 def _as_shown(page) -> list[pages.Run]:
     """The runs that a page names, stale where the page says so."""
-    runs = [pages.read(path, stale) for path, stale in pages.named(page).items()]
-    return sorted(runs, key=lambda run: (run.machine != "CPU", run.machine))
+    return pages.ordered([pages.read(path, stale) for path, stale in pages.named(page).items()])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

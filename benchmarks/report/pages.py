@@ -38,6 +38,9 @@ _HOW_TIMED = (
 )
 
 
+_INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "SSE2"}
+
+
 class StaleResults(ValueError):
     """Results were measured on other kernels than those of this checkout."""
 
@@ -56,12 +59,20 @@ class Run:
     stale: bool = False
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU did the work."""
+        if "settings" in self.about:
+            return files.on_gpu(self.about)
+        return self.about["hardware"].get("gpu") not in (None, "none")
+
+    @property
     def machine(self) -> str:
-        """Name of the GPU that did the work, or CPU: results of one machine never replace another's."""
+        """The GPU that did the work, or the kind of CPU: results of one machine never replace another's."""
         hardware = self.about["hardware"]
-        named = hardware.get("gpu") not in (None, "none")
-        gpu = files.on_gpu(self.about) if "settings" in self.about else named
-        return hardware["gpu"] if gpu else "CPU"
+        if self.on_gpu:
+            return hardware["gpu"]
+        found = hardware["instruction_set"]
+        return f"CPU with {_INSTRUCTION_SETS[found]}" if found in _INSTRUCTION_SETS else "CPU"
 
     @property
     def slug(self) -> str:
@@ -85,14 +96,20 @@ def read(path: Path, stale: bool = False) -> Run:
 
 
 def newest() -> list[Run]:
-    """Of every machine its latest result file, the CPU's first; FileNotFoundError if there is none."""
+    """Of every machine its latest result file; FileNotFoundError if there is none."""
     runs: dict[str, Run] = {}
     every = [read(path) for path in files.RESULTS.glob("*.json")]
     for run in sorted(every, key=lambda run: (run.about["date"], run.path.name)):
         runs[run.machine] = run
     if not runs:
         raise FileNotFoundError("no result file in benchmarks/results: run python -m benchmarks --save")
-    return sorted(runs.values(), key=lambda run: (run.machine != "CPU", run.machine))
+    return list(runs.values())
+
+
+def ordered(runs: Sequence[Run]) -> list[Run]:
+    """As the pages show them: CPUs first, those of this checkout's kernels before others, then the newest."""
+    newest_first = sorted(runs, key=lambda run: (run.about["date"], run.machine), reverse=True)
+    return sorted(newest_first, key=lambda run: (run.on_gpu, run.stale))
 
 
 def chosen(file: Path | None, allow_stale: bool = False) -> list[Run]:
@@ -111,7 +128,6 @@ def chosen(file: Path | None, allow_stale: bool = False) -> list[Run]:
             )
         run = read(file.resolve())
         runs = [run, *(other for other in newest() if other.machine != run.machine)]
-        runs.sort(key=lambda run: (run.machine != "CPU", run.machine))
     stale = [run for run in runs if not run.of_these_kernels]
     if stale and not allow_stale:
         names = ", ".join(f"{run.path.name} (commit {run.about['hardware']['commit']})" for run in stale)
@@ -119,7 +135,7 @@ def chosen(file: Path | None, allow_stale: bool = False) -> list[Run]:
             f"measured on other kernels than those of this checkout: {names}. Measure again with python -m benchmarks"
             " --save, or let the pages say it with --stale"
         )
-    return [Run(r.path, r.results, r.records, r.about, stale=r in stale) for r in runs]
+    return ordered([Run(r.path, r.results, r.records, r.about, stale=r in stale) for r in runs])
 
 
 def write(runs: Sequence[Run]) -> dict[Path, bool]:
@@ -153,10 +169,16 @@ def named(page: Path) -> dict[Path, bool]:
 
 
 def block(page: Path, runs: Sequence[Run]) -> str:
-    """What stands between the markers of README.md (the closest to each target) or docs/benchmarks.md."""
+    """What stands between the markers of README.md (one CPU, the closest to each target) or docs/benchmarks.md."""
     parts = list(_glance(page, runs))
+    cpus = [run for run in runs if not run.on_gpu]
+    left_out = cpus[1:] if page == README else []
     for run in runs:
-        parts += _on_machine(page, run)
+        if run not in left_out:
+            parts += _on_machine(page, run)
+    if left_out:
+        names = ", ".join(f"a {run.machine}" for run in left_out)
+        parts.append(f"Measured on {names} too: [benchmarks.md]({os.path.relpath(PAGE, page.parent)}).")
     return "\n\n".join([BEGIN, *parts, END])
 
 
@@ -287,7 +309,7 @@ def _on_machine(page: Path, run: Run) -> Iterator[str]:
         return
     link = f"[all tables]({os.path.relpath(DETAILS / f'{run.slug}.md', page.parent)})"
     met, judged = tables.judged(run.results)
-    yield f"### Measured on {'a CPU' if run.machine == 'CPU' else run.machine}"
+    yield f"### Measured on {'' if run.on_gpu else 'a '}{run.machine}"
     targets = f"{met} of {judged} targets met; " if judged else ""
     yield f"{origin(run, page)}\n{speeds(run.about)} {targets}{link}."
     figures = [name for name in run.figures() if name != "costs"]

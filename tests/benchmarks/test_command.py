@@ -325,9 +325,9 @@ def test_the_digest_changes_with_a_kernel(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_files_name_says_machine_and_day() -> None:
-    cpu = {"hardware": {"cpu": "AMD EPYC (x)", "cores": 2}, "date": "2026-01-02"}
+    cpu = {"hardware": {"cpu": "AMD EPYC (x)", "cores": 2, "instruction_set": "avx2"}, "date": "2026-01-02"}
     gpu = {"hardware": {"gpu": "NVIDIA H200"}, "date": "2026-01-02", "settings": {"device": "cuda"}}
-    assert results.default_path(cpu).name == "amd-epyc-x-2-cores-2026-01-02.json"
+    assert results.default_path(cpu).name == "amd-epyc-x-2-cores-avx2-2026-01-02.json"
     assert results.default_path(gpu) == results.RESULTS / "nvidia-h200-2026-01-02.json"
     assert json.loads(json.dumps(cpu)) == cpu
 
