@@ -55,10 +55,11 @@ def rows(at: Setting) -> Rows:
         batch, frames = (1, 2) if at.tiny else VIDEO[at.device]
         video = models.random_video(model, batch, frames)
         modes = (_FORWARD, _TRAINING) if on_gpu or dtype == torch.float32 else (_FORWARD,)
-        made = [_Rows(at, model, video, mode) for mode in modes]
+        here = at.in_dtype(dtype)
+        made = [_Rows(here, model, video, mode) for mode in modes]
         for of_mode in made:
             yield from of_mode.same_model()
-        for label in () if at.floors_only else RIVALS[2:3] if at.tiny else RIVALS:
+        for label in () if here.floors_only else RIVALS[2:3] if at.tiny else RIVALS:
             build = functools.cache(functools.partial(_built, label, video))  # once for all modes
             for of_mode in made:
                 yield from of_mode.rival(label, build)

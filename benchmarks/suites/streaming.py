@@ -59,7 +59,7 @@ def _steps(at: Setting) -> Iterator[Comparison]:
         if not on_gpu:
             onednn = floors.ModelFloor(model, 1, 1, onednn=True)
             yield row(what, push, [Peer(ONEDNN, onednn.forward, None)], check, floor=True)
-        if not at.floors_only:
+        if not at.in_dtype(dtype).floors_only:
             reference = on("reference", _under_way(model, first, frame, "reference"))
             yield row(what, push, [Peer(REFERENCE, reference, None)], check)
             if not at.quick:

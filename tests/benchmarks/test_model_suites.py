@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import rows
+from benchmarks import floors, rows
 from benchmarks.gpu import energy
 from benchmarks.models import baselines, official_jax
 from benchmarks.models import common as models
@@ -24,6 +24,7 @@ from benchmarks.setting import Setting
 from benchmarks.suites import model as model_suite
 from benchmarks.suites import scaling, streaming
 from trecvit_kernels import TRecViT, accounting, create_model
+from trecvit_kernels.ops import _products
 
 TINY = Setting(quick=True, tiny=True)
 
@@ -53,6 +54,23 @@ def small_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for label in model_suite.RIVALS:
         monkeypatch.setitem(baselines.BASELINES, label, baselines.Baseline(label, Classifier))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_no_peers_where_products_have_no_instructions(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bfloat16 model of others would take hours there; the floors are those of float32 products."""
+    monkeypatch.setattr(_products, "WIDENED", frozenset([torch.bfloat16]))
+    at, widened = Setting(dtypes=(dtype,)), dtype == torch.bfloat16
+    assert at.in_dtype(dtype).floors_only == widened
+    model = models.build(TINY, model_suite.MODEL, dtype)
+    least = floors.ModelFloor(model, 1, 1)
+    assert {weight.dtype for _, weight, _ in least.linears} == {torch.float32}
+    assert {weight.dtype for _, weight in least.gates} == {t.dtype for t in least.qkv} == {torch.float32}
+    monkeypatch.setattr(_products, "WIDENED", frozenset())
+    assert not at.in_dtype(dtype).floors_only
+    assert floors.ModelFloor(model, 1, 1).linears[0][1].dtype == dtype
 
 
 def measured(made: Iterator[Comparison | Measurement], at: Setting = TINY) -> list[Result | Record]:
