@@ -200,7 +200,8 @@ def gates_of(
     """(i, r, a_re, a_im, beta) of one frame from the products; the biases are times -log2(e), decay is
     log2|a| / r. At a reset beta = 1 (and the caller drops the state)."""
     i = sigmoid_exp2(gate_x * -LOG2E + bias_x)
-    r = sigmoid_exp2(gate_a * -LOG2E + bias_a)
+    # Divided: an error of r adds up over frames where |a| is close to 1, and the square doubles that of its root.
+    r = 1.0 / (1.0 + tl.exp2(gate_a * -LOG2E + bias_a))
     a_re, gap = decay_and_gap(decay * r)
     beta = tl.sqrt(gap * (2.0 - gap))  # 1 - |a|^2 = (1 - |a|) (1 + |a|)
     if RESETS:
