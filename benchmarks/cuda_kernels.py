@@ -50,9 +50,16 @@ def kernel_sources() -> list[Path]:
 
 
 def sources() -> str:
-    """A short digest of everything that is compiled."""
+    """A short digest of everything that is compiled: the CUDA sources and what they include, not the CPU's headers."""
+    found, todo = set[Path](), kernel_sources()
+    while todo:
+        file = todo.pop()
+        if file not in found and file.exists():  # one that does not belongs to tests/simt
+            found.add(file)
+            included = re.findall(r'^#include "([^"]+)"', file.read_text(), re.MULTILINE)
+            todo += [(file.parent / name).resolve() for name in included]
     digest = hashlib.sha256()
-    for file in sorted(f for f in CSRC.glob("*/*") if f.suffix in (".cu", ".cuh", ".h")):
+    for file in sorted(found):
         digest.update(f"{file.relative_to(CSRC)}\n{file.read_text()}".encode())
     return digest.hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 
 For each room's ``variants(arch)``: registers, shared memory and local memory (spilled registers) per thread, read from
 the binary by ``cuobjdump`` for NVIDIA, from the code object's metadata for AMD. ``--write docs/kernels.md`` puts the
-tables between that page's markers.
+tables between that page's markers; with ``--op`` it replaces those of some ops.
 """
 
 from __future__ import annotations
@@ -143,11 +143,11 @@ def _start_worker(cache: str) -> None:
 # The page
 
 
-def sources() -> str:
-    """A short digest of everything that decides what is compiled: kernels, launch tables, lists of variants."""
+def sources(op: str) -> str:
+    """A short digest of all that decides what is compiled for an op: kernels, launch tables, lists of variants."""
     folder = Path(trecvit_kernels.__file__).parent / "ops"
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("_triton*.py"), *folder.glob("*/*triton*.py")]):
+    for file in sorted([*folder.glob("_triton*.py"), *(folder / op).glob("*triton*.py")]):
         digest.update(f"{file.relative_to(folder)}\n{file.read_text()}".encode())
     return digest.hexdigest()[:16]
 
@@ -161,20 +161,27 @@ def cell(reading: Reading | None) -> str:
     return f"{reading.registers} · {shared}{spilled}"
 
 
-def tables(found: Iterable[Reading], architectures: Sequence[str], tools: str) -> str:
-    """What stands between the markers."""
+def tables(found: Iterable[Reading], architectures: Sequence[str], tools: str) -> dict[str, str]:
+    """Of every op the section that stands between the markers."""
     found = list(found)
-    command = "`python -m benchmarks.kernels --write docs/kernels.md`"
-    lines = [BEGIN, f"Written by {command}, with {tools}, from sources {sources()}."]
+    made: dict[str, str] = {}
     for op in dict.fromkeys(reading.op for reading in found):
         own = [reading for reading in found if reading.op == op]
-        lines += ["", f"### {op}", "", f"| variant | warps | stages | {' | '.join(architectures)} |"]
+        lines = [f"### {op}", "", f"With {tools}, from sources {sources(op)}.", ""]
+        lines += [f"| variant | warps | stages | {' | '.join(architectures)} |"]
         lines.append("| --- | --: | --: |" + " --: |" * len(architectures))
         for name, warps, stages in dict.fromkeys((r.variant, r.warps, r.stages) for r in own):
             by_arch = {r.arch: r for r in own if (r.variant, r.warps, r.stages) == (name, warps, stages)}
             cells = " | ".join(cell(by_arch.get(arch)) for arch in architectures)
             lines.append(f"| {name} | {warps} | {stages} | {cells} |")
-    return "\n".join([*lines, "", END])
+        made[op] = "\n".join(lines)
+    return made
+
+
+def sections(text: str) -> dict[str, str]:
+    """Of a page: op -> its section between the markers."""
+    parts = text.partition(BEGIN)[2].partition(END)[0].split("### ")[1:]
+    return {part.split("\n", 1)[0]: f"### {part.strip()}" for part in parts}
 
 
 def listed(text: str) -> dict[str, dict[str, set[str]]]:
@@ -232,15 +239,16 @@ def main(
             file=sys.stderr,
             flush=True,
         )
-    page = tables(found, architectures, f"Triton {triton.__version__}")
+    made = tables(found, architectures, f"Triton {triton.__version__}")
     if json is not None:
         from json import dumps
 
         json.write_text(dumps([dataclasses.asdict(reading) for reading in found], indent=1) + "\n")
-    if write is not None:
-        rewrite(write, page)
+    if write is not None:  # other ops keep their sections
+        every = sections(write.read_text()) | made
+        rewrite(write, "\n\n".join([BEGIN, *(every[name] for name in sorted(every)), END]))
     else:
-        print(page)
+        print("\n\n".join(made.values()))
     spilling = [reading for reading in found if reading.local]
     total = sum(reading.seconds for reading in found)
     print(f"{len(found)} variants, {len(spilling)} spill, {total:.0f} s of compilation", file=sys.stderr)
