@@ -176,9 +176,9 @@ def block(page: Path, runs: Sequence[Run]) -> str:
     for run in runs:
         if run not in left_out:
             parts += _on_machine(page, run)
-    if left_out:
-        names = ", ".join(f"a {run.machine}" for run in left_out)
-        parts.append(f"Measured on {names} too: [benchmarks.md]({os.path.relpath(PAGE, page.parent)}).")
+    for run in left_out:
+        other = os.path.relpath(PAGE, page.parent)
+        parts.append(f"Measured on a {run.machine} too ([{PAGE.name}]({other})): {source(run, page)}")
     return "\n\n".join([BEGIN, *parts, END])
 
 
