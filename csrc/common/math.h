@@ -24,6 +24,19 @@
 #endif
 
 namespace trecvit {
+
+// Where arguments are clamped. Weak on a CPU, so that the optimiser does not know the values: x < bound ? bound : x is
+// then one instruction, while beside a literal GCC compares and blends.
+struct Bounds {
+  float least_exponent = -126.0f, least_gate = -88.8f, largest_gate = 87.3f;
+};
+#if defined(__CUDA_ARCH__)
+constexpr Bounds kBounds;
+#else
+extern const Bounds kBounds __attribute__((weak, visibility("hidden")));
+const Bounds kBounds;
+#endif
+
 namespace {  // internal linkage: every instruction set has its own copy
 
 TRECVIT_INLINE float bits_to_float(uint32_t bits) {
@@ -77,7 +90,7 @@ TRECVIT_INLINE Reduced exp2_reduced(float rounded, float f) {
 
 // For t <= 0 (or NaN). Below -126 the pair is (2^-126, -1).
 TRECVIT_INLINE ExpPair<float> exp2_pair(float t) {
-  t = t < -126.0f ? -126.0f : t;
+  t = t < kBounds.least_exponent ? kBounds.least_exponent : t;
   const float rounded = t + kRoundToInteger;
   const Reduced e = exp2_reduced(rounded, t - (rounded - kRoundToInteger));
   return {e.scale * e.p + e.scale, e.scale * e.p + (e.scale - 1.0f)};
@@ -112,8 +125,8 @@ TRECVIT_INLINE float exp_minus(float x) {
 #if defined(__CUDA_ARCH__)
   return unit_exp2(x * float(-kLog2E));
 #else
-  x = x < -88.8f ? -88.8f : x;
-  x = x > 87.3f ? 87.3f : x;
+  x = x < kBounds.least_gate ? kBounds.least_gate : x;
+  x = x > kBounds.largest_gate ? kBounds.largest_gate : x;
   const float rounded = x * float(-kLog2E) + kRoundToInteger;
   // One fused multiply-add: the error of the constant alone moves exp by |x| 2^-26.
   const Reduced e = exp2_reduced(rounded, x * float(-kLog2E) - (rounded - kRoundToInteger));
