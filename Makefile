@@ -44,8 +44,10 @@ pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 demo: $(VENV)/.native
 	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
-# The tests come last, so that pytest's closing line does too.
-test: lint sanitize interpret simt
+# Linters and builds side by side: each leaves cores idle. The tests come last, so that pytest's closing line does too.
+test: $(VENV)/.native
+	$(MAKE) --no-print-directory -j3 lint $(SANITIZED)/.built $(SIMULATED)/.built
+	$(MAKE) --no-print-directory -j1 sanitize interpret simt
 	$(pytest) $(PARALLEL)
 
 lint: $(VENV)/.native
@@ -55,26 +57,32 @@ lint: $(VENV)/.native
 
 # A second copy of the extension, built with AddressSanitizer and UBSan, runs the hostile cases of the ops. Python
 # itself is not instrumented, so the sanitizers' libraries are preloaded (GCC's; libstdc++ too, for its exceptions).
-sanitize: $(VENV)/.native
-	CMAKE_ARGS="-DTRECVIT_SANITIZE=address,undefined -DTRECVIT_CUDA=OFF" $(BIN)/python setup.py --quiet build_ext \
-	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/cmake
+sanitize: $(SANITIZED)/.built
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
 	TRECVIT_EXAMPLES=15 TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
 	$(pytest) $(PARALLEL) -q --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
+
+$(SANITIZED)/.built: $(VENV)/.native
+	CMAKE_ARGS="-DTRECVIT_SANITIZE=address,undefined -DTRECVIT_CUDA=OFF" $(BIN)/python setup.py --quiet build_ext \
+	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/cmake
+	@touch $@
 
 # Triton decides at the import of a kernel whether it is compiled or interpreted, so this is a session of its own.
 interpret: $(VENV)/.native
 	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton -m "not same_for_kernels" $(INTERPRETED)
 
 # The CUDA kernels as host code: every thread a fibre, shared memory, barriers and copies watched.
-simt: $(VENV)/.native
+simt: $(SIMULATED)/.built
+	TRECVIT_SIMT="$$(echo $(CURDIR)/$(SIMULATED)/_simt.*.so)" $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend cuda \
+	    -m "not same_for_kernels" $(SIMULATION)
+
+$(SIMULATED)/.built: $(VENV)/.native $(wildcard tests/simt/*)
 	$(BIN)/cmake -S . -B $(SIMULATED) -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DTRECVIT_CUDA=OFF -DTRECVIT_SIMT=ON \
 	    -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build $(SIMULATED) --target _simt
-	TRECVIT_SIMT="$$(echo $(CURDIR)/$(SIMULATED)/_simt.*.so)" $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend cuda \
-	    -m "not same_for_kernels" $(SIMULATION)
+	@touch $@
 
 aot: $(VENV)/.native
 	TRECVIT_AOT=all $(pytest) $(PARALLEL) -q tests/ops/test_triton_aot.py

@@ -1,12 +1,15 @@
 """Triton's interpreter, made several times faster.
 
-As shipped it patches ``triton.language`` anew for every helper called, broadcasts tiles to the shape they have and
-describes the type of every tile from scratch. What a kernel computes stays as it is.
+As shipped it patches ``triton.language`` anew for every helper called, broadcasts tiles to the shape they have,
+describes the type of every tile from scratch and settles anew what type every two operands have in common. What a
+kernel computes, and what is checked, stays as it is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 
@@ -44,32 +47,45 @@ def patch_language_once_a_launch() -> None:
     interpreter._patch_lang = patch_once
 
 
+def _as_tiles(
+    self: Any, lhs: Any, rhs: Any, spread: Callable[[Any, tuple[int, ...]], Any]
+) -> tuple[Any, Any]:
+    """Both operands with the type of their combination; ``spread`` gives a handle another shape."""
+    from_left = lhs.type.shape if lhs.type.is_block() else ()
+    from_right = rhs.type.shape if rhs.type.is_block() else ()
+    if from_left == from_right:
+        return lhs, rhs
+    shape = _common_shape(from_left, from_right)
+    tile = lhs.type if from_left == shape else rhs.type
+    if from_right != shape != from_left:
+        tile = type(tile)(tile.scalar, list(shape))
+
+    def widened(value: Any) -> Any:
+        return self.tensor(spread(value.handle, shape), tile.with_element_ty(value.type.scalar))
+
+    return (
+        lhs if from_left == shape else widened(lhs),
+        rhs if from_right == shape else widened(rhs),
+    )
+
+
+@functools.cache
+def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    import numpy as np
+
+    return np.broadcast_shapes(*shapes)
+
+
 def broadcast_with_numpy() -> None:
     """Operands of one shape need no broadcast; a number and a row become a tile without being copied."""
     import numpy as np
     from triton.language.semantic import TritonSemantic
     from triton.runtime.interpreter import TensorHandle
 
-    def shape_of(value: Any) -> tuple[int, ...]:
-        return tuple(value.type.shape) if value.type.is_block() else ()
+    def spread(handle: Any, shape: tuple[int, ...]) -> Any:
+        return TensorHandle(np.broadcast_to(handle.data, shape), handle.dtype)
 
-    def spread(self: Any, value: Any, shape: tuple[int, ...], tile: Any) -> Any:
-        data = np.broadcast_to(value.handle.data, shape)
-        return self.tensor(TensorHandle(data, value.handle.dtype), tile.with_element_ty(value.type.scalar))
-
-    def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> Any:
-        from_left, from_right = shape_of(lhs), shape_of(rhs)
-        if from_left == from_right:
-            return lhs, rhs
-        shape = np.broadcast_shapes(from_left, from_right)
-        if from_left == shape:
-            return lhs, spread(self, rhs, shape, lhs.type)
-        if from_right == shape:
-            return spread(self, lhs, shape, rhs.type), rhs
-        tile = type(lhs.type)(lhs.type.scalar, list(shape))
-        return spread(self, lhs, shape, tile), spread(self, rhs, shape, tile)
-
-    TritonSemantic.broadcast_impl_value = broadcast_impl_value
+    TritonSemantic.broadcast_impl_value = lambda self, lhs, rhs: _as_tiles(self, lhs, rhs, spread)
 
 
 def describe_types_once() -> None:
@@ -77,7 +93,7 @@ def describe_types_once() -> None:
     from triton.language import core
     from triton.runtime import interpreter
 
-    describe = core.tensor.__init__
+    describe, unwrap = core.tensor.__init__, core._unwrap_if_constexpr
     tile_type, numpy_type = core.block_type.with_element_ty, interpreter._get_np_dtype
     shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
     tiles: dict[tuple[Any, tuple[int, ...]], Any] = {}
@@ -110,6 +126,73 @@ def describe_types_once() -> None:
             numpy_types[scalar] = numpy_type(scalar)
         return numpy_types[scalar]
 
+    def without_constexpr(value: Any) -> Any:
+        return value if type(value) is core.tensor else unwrap(value)
+
     core.tensor.__init__ = described
+    core._unwrap_if_constexpr = without_constexpr
     core.block_type.with_element_ty = with_element_ty
     interpreter._get_np_dtype = get_np_dtype
+
+
+def match_operands_once() -> None:
+    """Operands of one type need no cast, and numpy broadcasts them itself when it combines them; what a number becomes
+    beside a tile depends on it and on the tile's type.
+    """
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+
+    match = TritonSemantic.binary_op_type_checking_impl
+    numbers: dict[tuple[Any, ...], Any] = {}
+
+    def match_once(self: Any, lhs: Any, rhs: Any, *flags: bool, **named: bool) -> Any:
+        tile, other = (lhs, rhs) if type(lhs) is core.tensor else (rhs, lhs)
+        if type(tile) is not core.tensor or type(tile.dtype) is not core.dtype:  # two numbers, or pointers
+            return match(self, lhs, rhs, *flags, **named)
+        alike = type(other) is core.tensor and tile.dtype is other.dtype
+        if alike and tile.dtype.primitive_bitwidth != 16:  # 16-bit tiles are divided in float32
+            return _as_tiles(self, lhs, rhs, lambda handle, shape: handle)
+        if not isinstance(other, Number):
+            return match(self, lhs, rhs, *flags, **named)
+        shape = tile.type.shape if tile.type.is_block() else ()
+        key = tile.dtype, shape, type(other), other, tile is lhs, flags, tuple(named.items())
+        if key not in numbers:
+            left, right = match(self, lhs, rhs, *flags, **named)
+            kept, number = (left, right) if tile is lhs else (right, left)
+            if kept is not tile:  # cast to the number's type
+                return left, right
+            numbers[key] = number
+        return (tile, numbers[key]) if tile is lhs else (numbers[key], tile)
+
+    TritonSemantic.binary_op_type_checking_impl = match_once
+
+
+def watch_for_overflow_with_numpy() -> None:
+    """Integers that leave their type are found by two comparisons instead of a dozen operations on tiles."""
+    import numpy as np
+    from triton.language.semantic import TritonSemantic
+
+    exactly = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+    watch = TritonSemantic.binary_op_sanitize_overflow_impl
+
+    def watch_quickly(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
+        dtype, compute = lhs.type.scalar, exactly.get(operation.__name__)
+        if compute is None or dtype.int_bitwidth >= 64 or not self.builder.options.sanitize_overflow:
+            return watch(self, lhs, rhs, operation)
+        exact = compute(lhs.handle.data, rhs.handle.data, dtype=np.int64)
+        if exact.size and not (
+            dtype.get_int_min_value() <= exact.min() and exact.max() <= dtype.get_int_max_value()
+        ):
+            return watch(self, lhs, rhs, operation)  # which says so
+        return None
+
+    TritonSemantic.binary_op_sanitize_overflow_impl = watch_quickly
+
+
+def speed_up() -> None:
+    """All of it; once in a process, before the first kernel runs."""
+    patch_language_once_a_launch()
+    broadcast_with_numpy()
+    describe_types_once()
+    match_operands_once()
+    watch_for_overflow_with_numpy()
