@@ -44,9 +44,11 @@ def test_matches_float64(backend, dtype, bias):
 
 @pytest.mark.skipif(not backends.available()["native"].available, reason="native")
 @pytest.mark.parametrize("onednn", (True, False))
-def test_strides_and_empty_sizes(onednn, monkeypatch):
+@pytest.mark.parametrize("slow", (True, False))
+def test_strides_and_empty_sizes(onednn, slow, monkeypatch):
     if not onednn:
         monkeypatch.setattr(native, "has_onednn", lambda dtype: False)
+    monkeypatch.setattr(native, "slow_with_transposed", lambda dtype: slow)
     weight, bias = torch.randn(6, 4), torch.randn(6)
     inputs = [
         torch.randn(4),
@@ -77,6 +79,23 @@ def test_gradients_for_any_leading_shape_and_an_addition_in_place(backend, lead)
         results[name] = y, *torch.autograd.grad(y.sin().sum(), leaves)
     for one, other in zip(results["ours"], results["plain"], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not native.has_onednn(torch.float32), reason="no oneDNN")
+@pytest.mark.parametrize("slow", (True, False))
+def test_transposed_matrices_go_where_they_are_fast(slow, monkeypatch):
+    """Products of the backward pass have a transposed factor, that of the forward pass has none."""
+    monkeypatch.setattr(native, "slow_with_transposed", lambda dtype: slow)
+    x, weight = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+
+    def by_onednn(work):
+        with torch.profiler.profile() as profile:
+            work()
+        return sum(event.name == "mkldnn::_linear_pointwise" for event in profile.events())
+
+    assert by_onednn(lambda: linear(x, weight, backend="native")) == 1
+    y = linear(x, weight, backend="native").sum()
+    assert by_onednn(y.backward) == (0 if slow else 2)
 
 
 @pytest.mark.skipif(not backends.available()["native"].available, reason="native")
