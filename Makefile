@@ -27,7 +27,7 @@ SANITIZED := build/sanitized
 # Tests of the op suite that the Triton kernels run in its interpreter: every case, hostile inputs, chunks, traffic. What
 # is about PyTorch (tracing, transforms) or takes hours there (gradcheck) runs on a GPU.
 INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
-    triton_traffic.py)
+    triton_traffic.py interpreter.py)
 # The same for the CUDA kernels in tests/simt, which is fast enough for gradcheck.
 SIMULATION := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
     gradcheck.py thread_orders.py residual_norm.py long.py) \

@@ -1,8 +1,8 @@
-"""Triton's interpreter, made several times faster.
+"""Triton's interpreter, made several times faster, and stricter about integers.
 
 As shipped it patches ``triton.language`` anew for every helper called, broadcasts tiles to the shape they have,
 describes the type of every tile from scratch and settles anew what type every two operands have in common. What a
-kernel computes, and what is checked, stays as it is.
+kernel computes stays as it is.
 """
 
 from __future__ import annotations
@@ -167,32 +167,32 @@ def match_operands_once() -> None:
     TritonSemantic.binary_op_type_checking_impl = match_once
 
 
-def watch_for_overflow_with_numpy() -> None:
-    """Integers that leave their type are found by two comparisons instead of a dozen operations on tiles."""
+def refuse_overflow() -> None:
+    """Integers that leave their type raise OverflowError.
+
+    Triton looks for them with a dozen operations on tiles, and then, unless it debugs, says nothing.
+    """
     import numpy as np
     from triton.language.semantic import TritonSemantic
 
     exactly = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
-    watch = TritonSemantic.binary_op_sanitize_overflow_impl
 
-    def watch_quickly(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
-        dtype, compute = lhs.type.scalar, exactly.get(operation.__name__)
-        if compute is None or dtype.int_bitwidth >= 64 or not self.builder.options.sanitize_overflow:
-            return watch(self, lhs, rhs, operation)
-        exact = compute(lhs.handle.data, rhs.handle.data, dtype=np.int64)
-        if exact.size and not (
-            dtype.get_int_min_value() <= exact.min() and exact.max() <= dtype.get_int_max_value()
-        ):
-            return watch(self, lhs, rhs, operation)  # which says so
-        return None
+    def refuse(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
+        dtype = lhs.type.scalar
+        if dtype.int_bitwidth >= 64:
+            return
+        exact = exactly[operation.__name__](lhs.handle.data, rhs.handle.data, dtype=np.int64)
+        least, largest = dtype.get_int_min_value(), dtype.get_int_max_value()
+        if exact.size and not (least <= exact.min() and exact.max() <= largest):
+            raise OverflowError(f"{dtype} overflows in {operation.__name__}")
 
-    TritonSemantic.binary_op_sanitize_overflow_impl = watch_quickly
+    TritonSemantic.binary_op_sanitize_overflow_impl = refuse
 
 
-def speed_up() -> None:
-    """All of it; once in a process, before the first kernel runs."""
+def patch() -> None:
+    """All of the above; once in a process, before the first kernel runs."""
     patch_language_once_a_launch()
     broadcast_with_numpy()
     describe_types_once()
     match_operands_once()
-    watch_for_overflow_with_numpy()
+    refuse_overflow()

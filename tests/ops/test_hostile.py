@@ -218,10 +218,8 @@ def test_bad_activations_reach_only_what_depends_on_them(op, backend, device, ba
     """One NaN or Inf: other examples, lanes and frames, and sequences after a reset, stay as they were."""
     activations = {"a", "b", "x", "gate_x", "gate_a", "u", "v", "qkv"}
     for name, inputs, cotangents in _ordinary(op, device):
-        if (
-            backends.interpreted() and bad == bad
-        ):  # slow: the backward pass, which must only end, with NaN alone
-            cotangents = None
+        if backends.interpreted() and bad == bad:
+            cotangents = None  # slow: the backward pass, which must only end, with NaN alone
         inputs = map_tensors(inputs, torch.clone)  # PyTorch's kernels round differently on other strides
         frame = 0 if op.name == "spatial_attention" else 1
         for schedule in op.schedules(backend):

@@ -81,7 +81,8 @@ def test_gradients_for_any_leading_shape_and_an_addition_in_place(backend, lead)
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.skipif(not native.has_onednn(torch.float32), reason="no oneDNN")
+@pytest.mark.skipif(not backends.available()["native"].available, reason="native")
+@pytest.mark.skipif(not native.has_onednn(torch.float32), reason="PyTorch is built without oneDNN")
 @pytest.mark.parametrize("slow", (True, False))
 def test_transposed_matrices_go_where_they_are_fast(slow, monkeypatch):
     """Products of the backward pass have a transposed factor, that of the forward pass has none."""
