@@ -30,7 +30,7 @@ INTERPRETED := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory
     triton_traffic.py interpreter.py)
 # The same for the CUDA kernels in tests/simt, which is fast enough for gradcheck.
 SIMULATION := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.py errors.py second_derivatives.py \
-    gradcheck.py thread_orders.py residual_norm.py long.py) \
+    gradcheck.py thread_orders.py residual_norm.py long.py mixer_again.py) \
     tests/test_simt.py tests/models/test_cuda_streaming.py
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
@@ -44,8 +44,9 @@ pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 demo: $(VENV)/.native
 	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
-# Linters and builds side by side: each leaves cores idle. The tests come last, so that pytest's closing line does too.
-test: $(VENV)/.native
+# Installs, builds and linters side by side: each leaves cores idle. The tests come last, so that pytest's closing line
+# does too.
+test:
 	$(MAKE) --no-print-directory -j3 lint $(SANITIZED)/.built $(SIMULATED)/.built
 	$(MAKE) --no-print-directory -j1 sanitize interpret simt
 	$(pytest) $(PARALLEL)
@@ -57,13 +58,13 @@ lint: $(VENV)/.native
 
 # A second copy of the extension, built with AddressSanitizer and UBSan, runs the hostile cases of the ops. Python
 # itself is not instrumented, so the sanitizers' libraries are preloaded (GCC's; libstdc++ too, for its exceptions).
-sanitize: $(SANITIZED)/.built
+sanitize: $(VENV)/.native $(SANITIZED)/.built
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=tests/sanitize \
 	TRECVIT_EXAMPLES=15 TRECVIT_NATIVE_FILE="$$(echo $(SANITIZED)/lib/trecvit_kernels/_native.*.so)" \
 	$(pytest) $(PARALLEL) -q --capture=sys -p sanitized_native -p no:cacheprovider tests/ops -m sanitize
 
-$(SANITIZED)/.built: $(VENV)/.native
+$(SANITIZED)/.built: $(VENV)/.tools $(SOURCES)
 	CMAKE_ARGS="-DTRECVIT_SANITIZE=address,undefined -DTRECVIT_CUDA=OFF" $(BIN)/python setup.py --quiet build_ext \
 	    --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/cmake
 	@touch $@
@@ -73,11 +74,11 @@ interpret: $(VENV)/.native
 	TRITON_INTERPRET=1 $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend triton -m "not same_for_kernels" $(INTERPRETED)
 
 # The CUDA kernels as host code: every thread a fibre, shared memory, barriers and copies watched.
-simt: $(SIMULATED)/.built
+simt: $(VENV)/.native $(SIMULATED)/.built
 	TRECVIT_SIMT="$$(echo $(CURDIR)/$(SIMULATED)/_simt.*.so)" $(pytest) $(PARALLEL) -q -p no:cacheprovider --backend cuda \
 	    -m "not same_for_kernels" $(SIMULATION)
 
-$(SIMULATED)/.built: $(VENV)/.native $(wildcard tests/simt/*)
+$(SIMULATED)/.built: $(VENV)/.tools $(SOURCES) $(wildcard tests/simt/*)
 	$(BIN)/cmake -S . -B $(SIMULATED) -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DTRECVIT_CUDA=OFF -DTRECVIT_SIMT=ON \
 	    -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
@@ -93,16 +94,26 @@ bench: $(VENV)/.native
 clean:
 	rm -rf build dist *.egg-info trecvit_kernels/_native.*.so $(VENV)
 
-# torch first, then the build tools, so that the package itself needs no second copy of them.
-$(VENV)/.deps: pyproject.toml constraints.txt
+# The build tools first: the extension is compiled while the packages are installed, which takes one core.
+$(VENV)/.tools: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
-	$(PIP) pybind11 cmake ninja
+	$(PIP) setuptools pybind11 cmake ninja
+	@touch $@
+
+$(VENV)/.module: $(VENV)/.tools $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.tools
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+# An editable install builds the extension too: only when its build tree is ready, so that nothing is left to do.
+$(VENV)/.deps: $(VENV)/.torch | $(VENV)/.module
 	$(PIP) --no-build-isolation -e '.[video,triton,benchmarks,test,dev]'
 	$(PIP) --no-deps timm  # for one test; its torchvision, which that test does without, would bring another torch
 	@touch $@
 
-$(VENV)/.native: $(VENV)/.deps $(SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+$(VENV)/.native: $(VENV)/.deps $(VENV)/.module
 	@touch $@

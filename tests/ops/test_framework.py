@@ -117,6 +117,13 @@ def test_opcheck(op, backend, device):
             torch.library.opcheck(forward, (*arguments, save_states, backend), test_utils=tests)
         states = forward(*arguments, True, backend)[-1]
         torch.library.opcheck(backward, (*raw_cotangents, *arguments, states, backend), test_utils=tests)
+        if op.name == "recurrent_mixer" and backend != "triton":  # ops/recurrent_mixer/op.py, recipe
+            again, backward_from = _raw_again()
+            torch.library.opcheck(again, (*arguments, backend), test_utils=tests)
+            made = again(*arguments, backend)[1:]
+            torch.library.opcheck(
+                backward_from, (*raw_cotangents, *arguments, states, *made, backend), test_utils=tests
+            )
 
 
 _RAW_CASES = {
@@ -124,6 +131,11 @@ _RAW_CASES = {
     "gated_lru": ("video-real-f32", "resets-complex-bf16", "start-real-f16", "empty-batch-real"),
     "recurrent_mixer": ("video-real-f32", "resets-complex-bf16", "start-real-f16", "empty-batch-real"),
 }
+
+
+def _raw_again():
+    namespace = torch.ops.trecvit_kernels
+    return namespace.recurrent_mixer_again.default, namespace.recurrent_mixer_backward_from.default
 
 
 def _raw(op, inputs, cotangents, backend):

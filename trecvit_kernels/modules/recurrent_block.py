@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trecvit_kernels import backends, ops
+from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
@@ -17,7 +16,7 @@ from trecvit_kernels.modules.gated_lru import MAX_RADIUS, GatedLRU
 from trecvit_kernels.modules.linear import Linear, call_linear
 from trecvit_kernels.modules.norm import RMSNorm, norm_recipe
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
-from trecvit_kernels.ops._recipe import Recipe, worthwhile
+from trecvit_kernels.ops._recipe import worthwhile
 from trecvit_kernels.ops.recurrent_mixer import op as mixer
 
 State = tuple[Tensor, Tensor]
@@ -112,7 +111,7 @@ class RecurrentBlock(nn.Module):
         z, new_state = ops.recurrent_mixer(u, v, *parameters, state=state, reset=reset)
         again = None
         if worthwhile(z):
-            again = _mixer_recipe(z, u, v, *parameters, *(state or (None, None)), reset)
+            again = mixer.recipe(z, u, v, *parameters, *(state or (None, None)), reset)
         return Residual(x, call_linear(self.linear_out, z, again)), new_state
 
 
@@ -131,11 +130,3 @@ def zero_state(weight: Tensor, tail_frames: int, lead: Sequence[int], dtype: tor
     batch, *lanes = lead
     h = weight.new_zeros((batch, *lanes, weight.shape[0]), dtype=state_dtype(dtype))
     return h, weight.new_zeros((batch, tail_frames, *lanes, weight.shape[0]), dtype=dtype)
-
-
-def _mixer_recipe(z: Tensor, *tensors: Tensor | None) -> Recipe | None:
-    """How to make z, the mixer's output, again from its inputs."""
-    backend = backends.select(mixer.NAME, None, z.device.type, mixer.BACKENDS)
-    if backend == "reference":  # keeps what it computes on the way, z too
-        return None
-    return Recipe(z, partial(mixer.mixed_again, backend=backend), tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def launch_arguments(
     gate_x: Tensor,
     gate_a: Tensor,
     v: Tensor | None,
-    parameters: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    parameters: Sequence[Tensor | None],
     h0: Tensor | None,
     reset: Tensor | None,
     starts: bool,

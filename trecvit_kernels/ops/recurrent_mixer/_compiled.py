@@ -1,12 +1,14 @@
 """Convolution and recurrence by the launchers of csrc/, the gates' matrix products by PyTorch.
 
 The gates' pre-activations are the only temporaries besides the convolution's output: the biases are added and the
-output gate is applied inside the recurrence, and the backward pass writes the gates' gradients over them.
+output gate is applied inside the recurrence, and the backward pass writes the gates' gradients over them. That makes
+all three anew, or takes over those of ``again``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,23 +46,48 @@ def forward(
     states = empty((u.shape[0], saved, *u.shape[2:]), dtype, u.device)
     if z.numel() == 0:
         return z, h_last, states
-    u, v, reset = readable(u), readable(v), dense(reset, torch.bool)
-    x = _conv(machine, u, tail, conv_weight, conv_bias, reset)
-    gate_x, gate_a = product(x, gate_x_weight), product(x, gate_a_weight)
-    parameters = (
-        dense(a_param, dtype),
-        dense(a_imag, dtype),
-        dense(gate_x_bias, dtype),
-        dense(gate_a_bias, dtype),
-    )
-    h0 = dense(h0, dtype)
-    kept = states if saved else None
-    args = launch_arguments(machine, x, gate_x, gate_a, v, parameters, h0, reset, starts, "sqrt", kept)
-    machine.run("gated_lru_forward", u.device, *args, view(z), pointer(h_last))
+    gates = _gates(machine, u, conv_weight, conv_bias, gate_x_weight, gate_a_weight, tail, reset)
+    parameters = (a_param, a_imag, gate_x_bias, gate_a_bias)
+    _recurrence(machine, gates, v, parameters, h0, reset, starts, states if saved else None, z, h_last)
     return z, h_last, states
 
 
-def backward(
+def again(
+    machine: Machine,
+    u: Tensor,
+    v: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    gate_x_weight: Tensor,
+    gate_x_bias: Tensor,
+    gate_a_weight: Tensor,
+    gate_a_bias: Tensor,
+    a_param: Tensor,
+    a_imag: Tensor | None,
+    h0: Tensor | None,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+) -> tuple[Tensor, ...]:
+    """z of ``forward``, bit for bit, and what ``backward_from`` takes over: x and the gates' pre-activations."""
+    z = empty(u.shape, u.dtype, u.device)
+    h_last = empty((u.shape[0], *u.shape[2:]), state_dtype(u.dtype), u.device)
+    gates = _gates(machine, u, conv_weight, conv_bias, gate_x_weight, gate_a_weight, tail, reset)
+    if z.numel() != 0:
+        parameters = (a_param, a_imag, gate_x_bias, gate_a_bias)
+        _recurrence(machine, gates, v, parameters, h0, reset, starts, None, z, h_last)
+    return z, *gates
+
+
+def backward(machine: Machine, *inputs: Any) -> tuple[Tensor, ...]:
+    """Gradients of u, v, the parameters (state dtype; a_imag's empty if real), h0 and tail."""
+    _, _, u, _, conv_weight, conv_bias, gate_x_weight, _, gate_a_weight, *_, tail, reset, _, _ = inputs
+    gates = _gates(machine, u, conv_weight, conv_bias, gate_x_weight, gate_a_weight, tail, reset)
+    everything: tuple[Any, ...] = (*inputs, *gates)
+    return backward_from(machine, *everything)
+
+
+def backward_from(
     machine: Machine,
     dz: Tensor,
     dh_last: Tensor,
@@ -79,8 +106,11 @@ def backward(
     reset: Tensor | None,
     starts: bool,
     states: Tensor,
+    x: Tensor,
+    gate_x: Tensor,
+    gate_a: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of u, v, the parameters (state dtype; a_imag's empty if real), h0 and tail."""
+    """``backward`` with x, gate_x and gate_a of ``again``; the latter two are overwritten."""
     dtype = state_dtype(u.dtype)
     du, dv, dh0 = (
         empty(u.shape, u.dtype, u.device),
@@ -99,14 +129,7 @@ def backward(
         )
     else:
         dz, u, v, reset = readable(dz), readable(u), readable(v), dense(reset, torch.bool)
-        x = _conv(machine, u, tail, conv_weight, conv_bias, reset)
-        gate_x, gate_a = product(x, gate_x_weight), product(x, gate_a_weight)
-        parameters = (
-            dense(a_param, dtype),
-            dense(a_imag, dtype),
-            dense(gate_x_bias, dtype),
-            dense(gate_a_bias, dtype),
-        )
+        parameters = tuple(dense(p, dtype) for p in (a_param, a_imag, gate_x_bias, gate_a_bias))
         h0, dh_last = dense(h0, dtype), dh_last.contiguous()
         dx = torch.empty_like(x)
         machine.run(
@@ -157,6 +180,40 @@ def backward(
     )
 
 
+def _gates(
+    machine: Machine,
+    u: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    gate_x_weight: Tensor,
+    gate_a_weight: Tensor,
+    tail: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the convolution's output, and the pre-activations of both gates without their biases."""
+    x = _conv(machine, readable(u), tail, conv_weight, conv_bias, dense(reset, torch.bool))
+    return x, product(x, gate_x_weight), product(x, gate_a_weight)
+
+
+def _recurrence(
+    machine: Machine,
+    gates: tuple[Tensor, Tensor, Tensor],
+    v: Tensor,
+    parameters: Sequence[Tensor | None],
+    h0: Tensor | None,
+    reset: Tensor | None,
+    starts: bool,
+    states: Tensor | None,
+    z: Tensor,
+    h_last: Tensor,
+) -> None:
+    """Gated LRU and output gate into z, h_last and, if given, states. parameters: a_param, a_imag, gates' biases."""
+    v, reset, h0 = readable(v), dense(reset, torch.bool), dense(h0, h_last.dtype)
+    parameters = tuple(dense(p, h_last.dtype) for p in parameters)
+    args = launch_arguments(machine, *gates, v, parameters, h0, reset, starts, "sqrt", states)
+    machine.run("gated_lru_forward", z.device, *args, view(z), pointer(h_last))
+
+
 class _ConvArguments(NamedTuple):
     """Arguments for a launcher, and the tensors that must live as long as it runs."""
 
@@ -168,6 +225,8 @@ def _conv(
     machine: Machine, u: Tensor, tail: Tensor | None, weight: Tensor, bias: Tensor, reset: Tensor | None
 ) -> Tensor:
     y = empty(u.shape, u.dtype, u.device)
+    if u.numel() == 0:
+        return y
     arguments = _conv_arguments(machine, u, tail, weight, bias, reset)
     machine.run("causal_conv_forward", u.device, *arguments.values, view(y))
     return y

@@ -13,7 +13,9 @@ from trecvit_kernels.ops._cuda import GPU
 from trecvit_kernels.ops._dtypes import state_dtype
 from trecvit_kernels.ops.recurrent_mixer import _compiled
 
+recurrent_mixer_again = partial(_compiled.again, GPU)
 recurrent_mixer_backward = partial(_compiled.backward, GPU)
+recurrent_mixer_backward_from = partial(_compiled.backward_from, GPU)
 
 
 def recurrent_mixer_forward(u: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,4 +8,6 @@ from trecvit_kernels.ops._native import CPU
 from trecvit_kernels.ops.recurrent_mixer import _compiled
 
 recurrent_mixer_forward = partial(_compiled.forward, CPU)
+recurrent_mixer_again = partial(_compiled.again, CPU)
 recurrent_mixer_backward = partial(_compiled.backward, CPU)
+recurrent_mixer_backward_from = partial(_compiled.backward_from, CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from trecvit_kernels import backends
 from trecvit_kernels._checks import check_dtype, check_like, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
+from trecvit_kernels.ops._recipe import Recipe
 from trecvit_kernels.ops._schedule import FRAMES_PER_STATE, saved_states
 from trecvit_kernels.ops.gated_lru.reference import first_step_resets
 from trecvit_kernels.ops.recurrent_mixer import reference
 
 NAME = "recurrent_mixer"
 BACKENDS = ("reference", "native", "triton", "cuda")
+# Those that materialise the convolution's output and the gates, so that the backward pass can take them over.
+_HAND_OVER = ("native", "cuda")
 
 
 def recurrent_mixer(
@@ -92,17 +96,29 @@ def recurrent_mixer(
     return z, (h_last, _new_tail(u, tail, reset, conv_weight.shape[0]))
 
 
-def mixed_again(*tensors: Any, backend: str) -> Tensor:
-    """z of a former call, without its checks and its new state.
+def recipe(z: Tensor, *tensors: Tensor | None) -> Recipe | None:
+    """How to make z, the output of a call that was recorded, again from its inputs.
 
     Args:
         tensors: u, v, the eight parameters, h and tail (None and None without a state) and reset of that call.
-        backend: the one that ran, not the reference.
     """
+    backend = backends.select(NAME, None, z.device.type, BACKENDS)
+    if backend == "reference":  # keeps what it computes on the way, z too
+        return None
+    return Recipe(z, partial(_mixed_again, backend=backend, node=z.grad_fn), tensors)
+
+
+def _mixed_again(*tensors: Any, backend: str, node: Any) -> Tensor:
+    """z without the checks and the new state. What its own backward pass, the next to run, would make anew too, it
+    leaves with ``node``, the call in autograd's graph."""
     u, v, *parameters, h0, tail, reset = tensors
     u, v = _registration.autocast(u.device.type, u, v)
     tensors = (u, v, *parameters, h0, None if tail is None else tail.to(u.dtype), reset)
-    return _mix(tensors, first_step_resets(reset, h0), _registration.needs_autograd(*tensors), backend)[0]
+    starts, recorded = first_step_resets(reset, h0), _registration.needs_autograd(*tensors)
+    if recorded or backend not in _HAND_OVER or u.shape[1] == 1 or not hasattr(node, "handed_over"):
+        return _mix(tensors, starts, recorded, backend)[0]
+    z, *node.handed_over = _again(*tensors, starts, backend)
+    return z
 
 
 def _mix(tensors: tuple[Any, ...], starts: bool, recorded: bool, backend: str) -> tuple[Tensor, Tensor]:
@@ -222,6 +238,10 @@ _INPUTS = (
     "Tensor gate_a_weight, Tensor gate_a_bias, Tensor a_param, Tensor? a_imag, Tensor? h0, Tensor? tail, "
     "Tensor? reset, bool starts"
 )
+_GRADIENTS = (
+    "(Tensor du, Tensor dv, Tensor dconv_weight, Tensor dconv_bias, Tensor dgate_x_weight, Tensor dgate_x_bias, "
+    "Tensor dgate_a_weight, Tensor dgate_a_bias, Tensor da_param, Tensor da_imag, Tensor dh0, Tensor dtail)"
+)
 
 
 def frames_per_state(backend: str, is_complex: bool) -> int:
@@ -259,6 +279,16 @@ def _fake_backward(dz, dh_last, u, v, conv_weight, *args):
     )
 
 
+def _fake_again(u, v, conv_weight, conv_bias, gate_x_weight, gate_x_bias, *args):
+    gates = (*u.shape[:-1], gate_x_bias.numel())
+    return u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(gates), u.new_empty(gates)
+
+
+def _fake_backward_from(*args):
+    *inputs, _x, _gate_x, _gate_a, backend = args
+    return _fake_backward(*inputs, backend)
+
+
 def _matmul_flops(u_shape, gate_weight_shape) -> int:
     heads, width, out = gate_weight_shape
     return 2 * 2 * torch.Size(u_shape[:-1]).numel() * heads * width * out
@@ -282,6 +312,15 @@ def _flops_backward(
     return 3 * (_matmul_flops(u_shape, gate_weight_shape) + _elementwise_flops(u_shape, conv_weight_shape))
 
 
+def _flops_backward_from(
+    dz, dh_last, u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
+) -> int:
+    products, conv = _matmul_flops(u_shape, gate_weight_shape), 2 * conv_weight_shape[0]
+    return (
+        2 * products + 3 * _elementwise_flops(u_shape, conv_weight_shape) - conv * torch.Size(u_shape).numel()
+    )
+
+
 _forward = _registration.define(
     "recurrent_mixer_forward",
     f"({_INPUTS}, bool save_states, str backend) -> (Tensor z, Tensor h_last, Tensor states)",
@@ -298,12 +337,25 @@ _step = _registration.define(  # one frame, with the tail behind it
 )
 _backward = _registration.define(
     "recurrent_mixer_backward",
-    f"(Tensor dz, Tensor dh_last, {_INPUTS}, Tensor states, str backend)"
-    " -> (Tensor du, Tensor dv, Tensor dconv_weight, Tensor dconv_bias, Tensor dgate_x_weight, Tensor dgate_x_bias,"
-    " Tensor dgate_a_weight, Tensor dgate_a_bias, Tensor da_param, Tensor da_imag, Tensor dh0, Tensor dtail)",
+    f"(Tensor dz, Tensor dh_last, {_INPUTS}, Tensor states, str backend) -> {_GRADIENTS}",
     room=__package__,
     fake=_fake_backward,
     flops=_flops_backward,
+)
+_again = _registration.define(  # z once more, and what _backward_from takes over
+    "recurrent_mixer_again",
+    f"({_INPUTS}, str backend) -> (Tensor z, Tensor x, Tensor gate_x, Tensor gate_a)",
+    room=__package__,
+    fake=_fake_again,
+    flops=_flops_forward,
+)
+_backward_from = _registration.define(
+    "recurrent_mixer_backward_from",
+    f"(Tensor dz, Tensor dh_last, {_INPUTS}, Tensor states, Tensor x, Tensor(a!) gate_x, Tensor(b!) gate_a,"
+    f" str backend) -> {_GRADIENTS}",
+    room=__package__,
+    fake=_fake_backward_from,
+    flops=_flops_backward_from,
 )
 
 
@@ -324,13 +376,16 @@ class _RecurrentMixer(torch.autograd.Function):
         ctx.mark_non_differentiable(states)
         ctx.save_for_backward(*tensors, states)
         ctx.settings = (starts, backend)
+        ctx.handed_over = ()  # x and the gates' pre-activations, once ``_mixed_again`` has made them
 
     @staticmethod
     @_registration.first_derivatives_only
     def backward(ctx: Any, dz: Tensor, dh_last: Tensor, _: Tensor):
         *tensors, states = ctx.saved_tensors
         starts, backend = ctx.settings
-        gradients = _backward(dz, dh_last, *tensors, starts, states, backend)
+        handed_over, ctx.handed_over = ctx.handed_over, ()
+        run = _backward_from if handed_over else _backward
+        gradients = run(dz, dh_last, *tensors, starts, states, *handed_over, backend)
         # Gradients come in the order of the tensors u, v, parameters, h0, tail; reset has none.
         matched = [
             None if tensor is None else gradient.to(tensor.dtype)
