@@ -44,11 +44,10 @@ pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 demo: $(VENV)/.native
 	$(BIN)/trecvit demo $(if $(VIDEO),"$(VIDEO)")
 
-# Installs, builds and linters side by side: each leaves cores idle. The tests come last, so that pytest's closing line
-# does too.
+# Side by side, as installs, linters, the last compiler of a build and the start and end of a session all leave cores
+# idle; what each prints is kept together. The tests come last, so that pytest's closing line does too.
 test:
-	$(MAKE) --no-print-directory -j3 lint $(SANITIZED)/.built $(SIMULATED)/.built
-	$(MAKE) --no-print-directory -j1 sanitize interpret simt
+	$(MAKE) --no-print-directory -j3 --output-sync lint sanitize interpret simt
 	$(pytest) $(PARALLEL)
 
 lint: $(VENV)/.native

@@ -2,15 +2,17 @@
 
 As shipped it patches ``triton.language`` anew for every helper called, broadcasts tiles to the shape they have,
 describes the type of every tile from scratch and settles anew what type every two operands have in common. What a
-kernel computes stays as it is.
+kernel computes stays as it is. ``_interpreter_arithmetic`` has the short cuts of single operations.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from numbers import Number
 from typing import Any
+
+from ._interpreter_arithmetic import compute_directly, refuse_overflow
+from ._interpreter_types import common_shape, describe_types_once, tile_type
 
 
 class _Launch:
@@ -47,33 +49,44 @@ def patch_language_once_a_launch() -> None:
     interpreter._patch_lang = patch_once
 
 
+def call_builtins_directly() -> None:
+    """A builtin is called with Triton's semantics, without a look at its keywords."""
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    checks_semantic = core.load.__code__  # of the wrapper that every builtin has
+
+    def patch_attr(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        checked = getattr(member, "__code__", None) is checks_semantic
+        function, semantic = member.__wrapped__ if checked else member, interpreter.interpreter_semantic
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return function(*args, **kwargs)
+
+        scope.set_attr(obj, name, call)
+
+    interpreter._patch_attr = patch_attr
+
+
 def _as_tiles(
     self: Any, lhs: Any, rhs: Any, spread: Callable[[Any, tuple[int, ...]], Any]
 ) -> tuple[Any, Any]:
     """Both operands with the type of their combination; ``spread`` gives a handle another shape."""
-    from_left = lhs.type.shape if lhs.type.is_block() else ()
-    from_right = rhs.type.shape if rhs.type.is_block() else ()
+    if lhs.type is rhs.type:
+        return lhs, rhs
+    from_left, from_right = lhs.type.sizes, rhs.type.sizes
     if from_left == from_right:
         return lhs, rhs
-    shape = _common_shape(from_left, from_right)
-    tile = lhs.type if from_left == shape else rhs.type
-    if from_right != shape != from_left:
-        tile = type(tile)(tile.scalar, list(shape))
+    shape = common_shape(from_left, from_right)
 
     def widened(value: Any) -> Any:
-        return self.tensor(spread(value.handle, shape), tile.with_element_ty(value.type.scalar))
+        return self.tensor(spread(value.handle, shape), tile_type(value.type.scalar, shape))
 
     return (
         lhs if from_left == shape else widened(lhs),
         rhs if from_right == shape else widened(rhs),
     )
-
-
-@functools.cache
-def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    import numpy as np
-
-    return np.broadcast_shapes(*shapes)
 
 
 def broadcast_with_numpy() -> None:
@@ -86,53 +99,6 @@ def broadcast_with_numpy() -> None:
         return TensorHandle(np.broadcast_to(handle.data, shape), handle.dtype)
 
     TritonSemantic.broadcast_impl_value = lambda self, lhs, rhs: _as_tiles(self, lhs, rhs, spread)
-
-
-def describe_types_once() -> None:
-    """A tile's shape as Triton's tuple, the number of its elements and numpy's type for it depend on its type alone."""
-    from triton.language import core
-    from triton.runtime import interpreter
-
-    describe, unwrap = core.tensor.__init__, core._unwrap_if_constexpr
-    tile_type, numpy_type = core.block_type.with_element_ty, interpreter._get_np_dtype
-    shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
-    tiles: dict[tuple[Any, tuple[int, ...]], Any] = {}
-    numpy_types: dict[Any, Any] = {}
-
-    def described(self: Any, handle: Any, type: Any) -> None:
-        shape = tuple(type.shape) if type.is_block() else ()
-        if shape not in shapes:
-            describe(self, handle, type)
-            shapes[shape] = self.shape, self.numel
-        self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.shape, self.numel = shapes[shape]
-
-    def is_number(scalar: Any) -> bool:
-        return type(scalar) is core.dtype  # pointers have no hash
-
-    def with_element_ty(self: Any, scalar: Any) -> Any:
-        if not is_number(scalar):
-            return tile_type(self, scalar)
-        key = scalar, tuple(self.shape)
-        if key not in tiles:
-            tiles[key] = tile_type(self, scalar)
-        return tiles[key]
-
-    def get_np_dtype(tt_dtype: Any) -> Any:
-        scalar = tt_dtype.scalar
-        if not is_number(scalar):
-            return numpy_type(tt_dtype)
-        if scalar not in numpy_types:
-            numpy_types[scalar] = numpy_type(scalar)
-        return numpy_types[scalar]
-
-    def without_constexpr(value: Any) -> Any:
-        return value if type(value) is core.tensor else unwrap(value)
-
-    core.tensor.__init__ = described
-    core._unwrap_if_constexpr = without_constexpr
-    core.block_type.with_element_ty = with_element_ty
-    interpreter._get_np_dtype = get_np_dtype
 
 
 def match_operands_once() -> None:
@@ -167,32 +133,55 @@ def match_operands_once() -> None:
     TritonSemantic.binary_op_type_checking_impl = match_once
 
 
-def refuse_overflow() -> None:
-    """Integers that leave their type raise OverflowError.
-
-    Triton looks for them with a dozen operations on tiles, and then, unless it debugs, says nothing.
-    """
+def look_for_overflow() -> None:
+    """Triton looks for it with a dozen operations on tiles, and then, unless it debugs, says nothing."""
     import numpy as np
     from triton.language.semantic import TritonSemantic
 
-    exactly = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+    operations = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
     def refuse(self: Any, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
-        dtype = lhs.type.scalar
-        if dtype.int_bitwidth >= 64:
-            return
-        exact = exactly[operation.__name__](lhs.handle.data, rhs.handle.data, dtype=np.int64)
-        least, largest = dtype.get_int_min_value(), dtype.get_int_max_value()
-        if exact.size and not (least <= exact.min() and exact.max() <= largest):
-            raise OverflowError(f"{dtype} overflows in {operation.__name__}")
+        if lhs.type.scalar.int_bitwidth < 64:
+            refuse_overflow(lhs.handle.data, rhs.handle.data, operations[operation.__name__], lhs.type.scalar)
 
     TritonSemantic.binary_op_sanitize_overflow_impl = refuse
+
+
+def shift_bfloat16() -> None:
+    """bfloat16 is the upper half of float32. Triton takes numbers of both apart and puts them together again, which
+    comes to the same but for subnormal numbers, and takes dozens of operations.
+    """
+    import numpy as np
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def has_subnormal(bits: Any, fraction: int) -> bool:
+        magnitude = bits << 1 >> 1
+        return bool(((magnitude > 0) & (magnitude < 1 << fraction)).any())
+
+    def converted(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
+        if rounding_mode is None and source is core.float32 and target is core.bfloat16:
+            bits = np.ascontiguousarray(data).view(np.uint32)
+            if not has_subnormal(bits, 23):
+                return (bits >> 16).astype(np.uint16)
+        if source is core.bfloat16 and target is core.float32:
+            bits = np.ascontiguousarray(data).view(np.uint16)
+            if not has_subnormal(bits, 7):
+                return bits.astype(np.uint32) << 16
+        return convert(data, source, target, rounding_mode)
+
+    interpreter._convert_float = converted
 
 
 def patch() -> None:
     """All of the above; once in a process, before the first kernel runs."""
     patch_language_once_a_launch()
-    broadcast_with_numpy()
+    call_builtins_directly()
     describe_types_once()
+    broadcast_with_numpy()
     match_operands_once()
-    refuse_overflow()
+    look_for_overflow()
+    compute_directly()
+    shift_bfloat16()

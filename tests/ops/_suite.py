@@ -19,7 +19,7 @@ from trecvit_kernels.ops import _schedule
 # units in the last place of the tensor's largest element: what a rounding more or less amounts to. How the
 # roundings of a run add up is luck, so the reference's error is the worst over a few draws: the same inputs
 # nudged by parts in a thousand, other signs of the cotangents. More draws before two runs are said to
-# disagree, and many before a backend is found wanting: a few draws of a heavy-tailed error underestimate its worst.
+# disagree, and then many before a backend is found wanting: a few of a heavy-tailed error underestimate its worst.
 ERROR_RATIO = 2.0
 FLOOR_ULPS = 2.0
 DRAWS, MORE_DRAWS, MANY_DRAWS = 2, 6, 24
@@ -44,8 +44,9 @@ class Op:
     make_inputs: Callable[..., dict[str, Any]]
 
     def schedules(self, backend: str) -> tuple[str | None, ...]:
-        """Schedules to force on a backend; (None,) where there is no choice."""
-        return (None,) if backend in ("reference", "sdpa") else _schedule.SCHEDULES
+        """Schedules to force on a backend; (None,) where there is no choice (test_interpreter.py: in the mixer)."""
+        only_one = backend in ("reference", "sdpa") or (self.name, backend) == ("recurrent_mixer", "triton")
+        return (None,) if only_one else _schedule.SCHEDULES
 
     def __repr__(self) -> str:
         return self.name
@@ -302,9 +303,12 @@ def truth(op: Op, case: Any) -> Truth:
 
 def assert_matches(got: Results, truth: Truth, where: str = "") -> None:
     """Names, shapes and dtypes of the reference; errors within what the truth allows; no NaN."""
-    if _problems(got, truth, where):
+    problems = _problems(got, truth, where)
+    if problems:  # what six draws allow, the same six and more would allow too
+        problems = _problems(got, truth.of_more_draws, where)
+    if problems:
         problems = _problems(got, truth.of_many_draws, where)
-        assert not problems, f"{where}: " + "; ".join(problems)
+    assert not problems, f"{where}: " + "; ".join(problems)
 
 
 def _problems(got: Results, truth: Truth, where: str) -> list[str]:
