@@ -121,8 +121,10 @@ def run(
     at = Setting(device, _dtypes(dtypes), quick=quick, tiny=tiny, floors_only=floors_only)
     notes = Console(stderr=True)
     command = _command(names or [], device, dtypes, quick, floors_only, save, tiny)
-    path = _default_path(device) if save else out
+    path = out
     try:
+        if save:
+            path = runs.file_to_save(at, fresh)
         ledger = runs.open_ledger(path, at, command, fresh, lambda text: runs.say(notes, text))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
@@ -231,13 +233,6 @@ def _dtypes(names: Sequence[str]) -> tuple[torch.dtype, ...]:
     import torch
 
     return tuple(getattr(torch, name) for name in dict.fromkeys(names))
-
-
-def _default_path(device: str) -> Path:
-    from benchmarks import hardware, results
-
-    about = {"hardware": hardware.describe(device), "settings": {"device": device}, "date": results.today()}
-    return results.default_path(about)
 
 
 def _command(

@@ -86,8 +86,10 @@ def newest() -> Path:
     return files[-1]
 
 
-def today() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+def today(days: int = 0) -> str:
+    """The date, in UTC, so many days from now."""
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    return (date + datetime.timedelta(days=days)).isoformat()
 
 
 @functools.cache

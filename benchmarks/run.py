@@ -84,6 +84,32 @@ class Ledger:
             results.save(self.path, rows, self.about, records)
 
 
+def describe(at: Setting, command: str) -> dict[str, Any]:
+    """What a result file says of a run, but for the measured rates."""
+    return {
+        "command": command,
+        "date": results.today(),
+        "hardware": hardware.describe(at.device),
+        "kernels": results.kernels_digest(),
+        "settings": {
+            "device": at.device,
+            "dtypes": [str(dtype).removeprefix("torch.") for dtype in at.dtypes],
+            "quick": at.quick,
+            "tiny": at.tiny,
+            "floors_only": at.floors_only,
+        },
+    }
+
+
+def file_to_save(at: Setting, fresh: bool) -> Path:
+    """benchmarks/results/<machine>-<date>.json; yesterday's if this run can go on with it, which midnight cut off."""
+    about = describe(at, "")
+    path, before = results.default_path(about), results.default_path({**about, "date": results.today(-1)})
+    if fresh or path.exists() or not before.exists():
+        return path
+    return path if differences(results.load(before)[-1], about) else before
+
+
 def open_ledger(
     path: Path | None, at: Setting, command: str, fresh: bool, say: Callable[[str], None]
 ) -> Ledger:
@@ -99,19 +125,7 @@ def open_ledger(
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"no file can be written in {path.parent}")
-    about: dict[str, Any] = {
-        "command": command,
-        "date": results.today(),
-        "hardware": hardware.describe(at.device),
-        "kernels": results.kernels_digest(),
-        "settings": {
-            "device": at.device,
-            "dtypes": [str(dtype).removeprefix("torch.") for dtype in at.dtypes],
-            "quick": at.quick,
-            "tiny": at.tiny,
-            "floors_only": at.floors_only,
-        },
-    }
+    about = describe(at, command)
     if path is not None and path.exists() and not fresh:
         rows, records, old = results.load(path)
         if not (different := differences(old, about)):

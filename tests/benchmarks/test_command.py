@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -330,6 +331,20 @@ def test_the_files_name_says_machine_and_day() -> None:
     assert results.default_path(cpu).name == "amd-epyc-x-2-cores-avx2-2026-01-02.json"
     assert results.default_path(gpu) == results.RESULTS / "nvidia-h200-2026-01-02.json"
     assert json.loads(json.dumps(cpu)) == cpu
+
+
+def test_midnight_does_not_split_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    at = Setting("cpu", (), quick=True, tiny=True, floors_only=False)
+    about = {**run.describe(at, "command"), "date": results.today(-1), "rates": {}}
+    before = results.default_path(about)
+    assert before != run.file_to_save(at, fresh=False) == results.default_path(run.describe(at, ""))
+    results.save(before, [], about)
+    assert run.file_to_save(at, fresh=False) == before
+    assert run.file_to_save(at, fresh=True) != before
+    assert run.file_to_save(dataclasses.replace(at, quick=False), fresh=False) != before
+    results.save(run.file_to_save(at, fresh=True), [], about)  # one of today is there
+    assert run.file_to_save(at, fresh=False) != before
 
 
 @pytest.mark.slow
