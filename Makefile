@@ -35,7 +35,8 @@ SIMULATION := $(addprefix tests/ops/test_,values.py hostile.py chunks.py memory.
 # One process per core, each with one OpenMP thread: the tests' tensors are too small for more. Tests that are about
 # threads set their number. JOBS=0: one process, as plain pytest.
 JOBS ?= auto
-PARALLEL := -n $(JOBS) --maxprocesses 8
+MOST ?= 8
+PARALLEL := -n $(JOBS) --maxprocesses $(MOST)
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: demo test lint sanitize interpret simt aot bench clean
@@ -47,7 +48,7 @@ demo: $(VENV)/.native
 # Side by side, as installs, linters, the last compiler of a build and the start and end of a session all leave cores
 # idle; what each prints is kept together. The tests come last, so that pytest's closing line does too.
 test:
-	$(MAKE) --no-print-directory -j3 --output-sync lint sanitize interpret simt
+	$(MAKE) --no-print-directory -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync) MOST=3 lint sanitize interpret simt
 	$(pytest) $(PARALLEL)
 
 lint: $(VENV)/.native
