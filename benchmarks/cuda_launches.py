@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 
 import trecvit_kernels as tk
-from benchmarks.kernels import rewrite
+from benchmarks.kernels import rewrite, size
 from trecvit_kernels import backends
 from trecvit_kernels.ops import _cuda
 
@@ -99,7 +99,7 @@ def table() -> str:
                     y.backward(torch.empty_like(y))
 
             for kernel, blocks, threads, shared in simulator.record(both):
-                lines.append(f"| {name} | {kernel} | {blocks:,} | {threads} | {shared / 1024:.3g} kB |")
+                lines.append(f"| {name} | {kernel} | {blocks:,} | {threads} | {size(shared)} |")
                 name = ""
     return "\n".join([*lines, END])
 

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 _PROCESSES = 2
+_TENSOR_MEMORY = 512  # columns of a Blackwell multiprocessor
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -73,19 +74,29 @@ def variants(op: str, arch: str) -> tuple[Any, ...]:
 
 
 def compile_one(op: str, arch: str, index: int) -> Reading:
-    """Compile a variant and read what it uses."""
+    """Compile a variant and read what it uses; ValueError where Triton gave up and made a kernel that only traps."""
     from trecvit_kernels.ops import _triton
 
     variant = variants(op, arch)[index]
     began = time.perf_counter()
     compiled = _triton.compile_variant(variant, arch)
     seconds = time.perf_counter() - began
+    refuse_trap(compiled, f"{op} {variant.name} for {arch}")
     read = read_cubin if arch.startswith("sm_") else read_code_object
     registers, local = read(compiled.asm["cubin" if arch.startswith("sm_") else "amdgcn"])
     shared = int(compiled.metadata.shared)
     return Reading(
         op, variant.name, arch, variant.num_warps, variant.num_stages, registers, local, shared, seconds
     )
+
+
+def refuse_trap(compiled: Any, name: str) -> None:
+    """ValueError for a kernel that only traps: what does not fit into tensor memory becomes one, without a word."""
+    columns = getattr(compiled.metadata, "tmem_size", None) or 0
+    if columns > _TENSOR_MEMORY:
+        raise ValueError(f"{name}: at most {_TENSOR_MEMORY} columns of tensor memory, got {columns}")
+    if re.search(r"^\s*(?:trap;|s_trap\b)", compiled.asm.get("ptx") or compiled.asm["amdgcn"], re.MULTILINE):
+        raise ValueError(f"{name}: the compiled kernel holds a trap")
 
 
 def read_cubin(cubin: bytes) -> tuple[int, int]:
@@ -152,11 +163,18 @@ def sources(op: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def size(count: int) -> str:
+    """A number of bytes: 0, 512 B, 68.2 KiB."""
+    if count < 1024:
+        return f"{count} B" if count else "0"
+    return f"{count / 1024:.3g} KiB"
+
+
 def cell(reading: Reading | None) -> str:
     """registers · shared memory · spilled"""
     if reading is None:
         return ""
-    shared = f"{reading.shared / 1024:.3g} kB" if reading.shared else "0"
+    shared = size(reading.shared)
     spilled = f" · **{reading.local} B spilled**" if reading.local else ""
     return f"{reading.registers} · {shared}{spilled}"
 

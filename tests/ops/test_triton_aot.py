@@ -1,14 +1,17 @@
 """Every Triton kernel that a launch can select compiles ahead of time, on a machine without a GPU.
 
-For sm_90 always; for the other architectures with TRECVIT_AOT=all in the environment (``make aot``), as each takes a
-minute. That docs/kernels.md was made from these sources, for all of them, is always checked.
+For sm_90 always, one variant of those that differ in sizes alone; all, and for the other architectures too, with
+TRECVIT_AOT=all in the environment (``make aot``), as each architecture takes minutes. That docs/kernels.md was made
+from these sources, for all of them, is always checked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,15 +30,29 @@ from trecvit_kernels.ops import _triton
 from ._suite import OPS
 from .test_framework import _raw
 
-# Registers are not asserted: they change with the compiler. docs/kernels.md has them.
+# Numbers of registers are not asserted: they change with the compiler. docs/kernels.md has them.
 _NO_SPILLS = ("sm_90",)
+_FEWEST_REGISTERS = 16  # of a kernel that does anything: one that only traps has 4
+_ALL = os.environ.get("TRECVIT_AOT") == "all"
 
 
 def _variants():
-    for arch in _triton.ARCHITECTURES if os.environ.get("TRECVIT_AOT") == "all" else _NO_SPILLS:
+    for arch in _triton.ARCHITECTURES if _ALL else _NO_SPILLS:
         for op in kernels.rooms():
+            seen = []
             for index, variant in enumerate(kernels.variants(op, arch)):
-                yield pytest.param(op, arch, index, id=f"{arch}-{op}-{variant.name}")
+                if _ALL or (like := _but_for_sizes(op, variant)) not in seen:
+                    yield pytest.param(op, arch, index, id=f"{arch}-{op}-{variant.name}")
+                    if not _ALL:
+                        seen.append(like)
+
+
+def _but_for_sizes(op, variant):
+    """A variant without the tokens and the width of narrow heads, which attention's tiles do not depend on."""
+    if op != "spatial_attention":
+        return variant.name
+    sizes = {"N": None, "D": max(64, variant.constexprs["D"])}
+    return dataclasses.replace(variant, name="", constexprs=variant.constexprs | sizes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +67,7 @@ def _own_cache(tmp_path_factory):
 @pytest.mark.parametrize("op,arch,index", list(_variants()))
 def test_compiles(op, arch, index):
     reading = kernels.compile_one(op, arch, index)
-    assert reading.registers > 0
+    assert reading.registers >= _FEWEST_REGISTERS
     if arch in _NO_SPILLS:
         assert reading.local == 0, f"{reading.local} bytes of registers are spilled"
 
@@ -60,6 +77,19 @@ def test_every_room_with_a_backend_lists_its_kernels():
     for op in kernels.rooms():
         for arch in _triton.ARCHITECTURES:
             assert kernels.variants(op, arch), (op, arch)
+
+
+@pytest.mark.parametrize("arch", _triton.ARCHITECTURES)
+def test_attention_lists_models_sizes(arch):
+    """Frames of 14 x 14 patches with and without a class token, 16 x 16, 8 x 8 and 7 x 7, and three widths of heads."""
+    names = {variant.name for variant in kernels.variants("spatial_attention", arch)}
+    sizes = {f"{tokens}x{width}" for tokens in (49, 64, 196, 197, 256) for width in (32, 64, 128)}
+    assert {f"{way}-bfloat16-{size}-serial" for size in sizes for way in ("forward", "backward")} <= names
+
+
+@pytest.mark.parametrize("count,text", [(0, "0"), (16, "16 B"), (1024, "1 KiB"), (69_888, "68.2 KiB")])
+def test_sizes_are_in_binary_units(count, text):
+    assert kernels.size(count) == text
 
 
 def test_page_lists_these_kernels():
@@ -97,6 +127,39 @@ def test_a_spill_would_be_seen(tmp_path, monkeypatch):
     variant = _triton.Variant("spilling", kernel, signature, {"N": 128}, 1)
     _, local = kernels.read_cubin(_triton.compile_variant(variant, "sm_90").asm["cubin"])
     assert local > 1000
+
+
+def test_what_does_not_fit_into_tensor_memory_is_refused(tmp_path, monkeypatch):
+    """Products of more columns than Blackwell has room for: Triton compiles a trap, in which nothing is spilled."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(x_ptr, y_ptr, N: tl.constexpr, PRODUCTS: tl.constexpr):
+        at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+        x = tl.load(x_ptr + at)
+        products = ()
+        for i in tl.static_range(PRODUCTS):
+            products = products + (tl.dot(x, tl.load(x_ptr + i * N * N + at)),)
+        for i in tl.static_range(PRODUCTS):
+            tl.store(y_ptr + i * N * N + at, products[i])
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    signature = {"x_ptr": "*bf16:16", "y_ptr": "*fp32:16", "N": "constexpr", "PRODUCTS": "constexpr"}
+    variant = _triton.Variant("five", kernel, signature, {"N": 128, "PRODUCTS": 5}, 4)
+    compiled = _triton.compile_variant(variant, "sm_100")
+    assert kernels.read_cubin(compiled.asm["cubin"])[0] < _FEWEST_REGISTERS
+    with pytest.raises(ValueError, match="five: at most 512 columns of tensor memory, got 640"):
+        kernels.refuse_trap(compiled, variant.name)
+
+
+@pytest.mark.parametrize("form,line", [("ptx", "\ttrap;"), ("amdgcn", "\ts_trap 2")])
+def test_a_trap_is_refused(form, line):
+    compiled = SimpleNamespace(metadata=SimpleNamespace(), asm={form: f"// trap\n{line}\n"})
+    with pytest.raises(ValueError, match="one: the compiled kernel holds a trap"):
+        kernels.refuse_trap(compiled, "one")
+    compiled.asm[form] = "\tret;  // trap;\n"
+    kernels.refuse_trap(compiled, "one")
 
 
 def test_readings_of_other_assembly_are_refused():

@@ -27,7 +27,8 @@ from trecvit_kernels.ops._views import dense, readable
 from trecvit_kernels.ops.gated_lru._triton_backward import backward_kernel, summarise_backward_kernel
 from trecvit_kernels.ops.gated_lru._triton_kernels import forward_kernel
 
-# Before 3.7 the rows of a tile of 8 frames do not become registers: kilobytes a thread are spilled.
+# Before 3.7 the rows of a tile of 8 frames do not become registers: kilobytes a thread are spilled. The summary of
+# segments with resets spills 16 bytes with 2 frames.
 _OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
 
 
@@ -39,6 +40,8 @@ def tile(dtype: torch.dtype, is_complex: bool, kernel: str, frames: int, resets:
     narrow = dtype.itemsize == 2
     if kernel == "backward" and _OLD_TRITON:
         return Tile(1, min(2 if is_complex else 4, most), 2)
+    if kernel == "forward summary" and _OLD_TRITON and narrow and not is_complex and resets:
+        return Tile(4, 1, 2)
     if kernel == "backward":
         return Tile(2 if narrow and not is_complex and not resets else 1, min(8, most), 2)
     return Tile(2 if is_complex else 4, min(2, most), 2)
@@ -108,7 +111,12 @@ def gated_lru_forward(
         if walk.segments > 1:
             ends, products = walk.summaries(h_last, 2 if is_complex else 1)
             summary = {"y_ptr": None, "h_last_ptr": ends, "states_ptr": None, "product_ptr": products}
-            _launch(walk, forward_kernel, {**shared, **summary, "start_ptr": None, "SUMMARY": True})
+            _launch(
+                walk,
+                forward_kernel,
+                {**shared, **summary, "start_ptr": None, "SUMMARY": True},
+                tile(x.dtype, is_complex, "forward summary", walk.frames, reset is not None),
+            )
             scan_carries(ends, products, h0, channels=walk.channels, is_complex=is_complex, resets=True)
             start = ends
         results = {

@@ -75,6 +75,9 @@ def tile(direction: str, tokens: int, head_dim: int, dtype: torch.dtype, arch: s
         # 167 registers at 196 tokens, so that a multiprocessor takes three programs; 187 at 256 without prefetch.
         found = pieces(tokens, 128) if tokens <= 208 else (256,)
         return Tile(64, found, True, sum(found) <= 208 and head_dim <= 64, 4)
+    if arch == "sm_100" and (head_dim > 64 or (head_dim > 32 and tokens > 208)):
+        # The products with all pieces would take more than the 512 columns of tensor memory: Triton makes that a trap.
+        return _loop(64, 64 if head_dim <= 64 else 32, 4)
     return Tile(64, pieces(tokens, 64 if head_dim <= 64 else 32), True, head_dim <= 64, 4)
 
 
@@ -179,16 +182,21 @@ def spatial_attention_backward(
     return dqkv
 
 
-_TUNED_TOKENS = (49, 64, 196, 197, 256)
+# The order matters: make test compiles the first of those that select the same tile (49 tokens are masked, 64 are not).
+_TUNED_TOKENS = (256, 197, 196, 49, 64)
+_TUNED_WIDTHS = (128, 64, 32)
 
 
 def variants(arch: str) -> Iterator[Variant]:
-    """The kernels that ``tile`` can select on an architecture: head widths, tokens and dtypes, both schedules."""
-    shapes = [(196, 64, torch.bfloat16, "serial"), (256, 64, torch.bfloat16, "serial")]
-    shapes += [(49, 64, torch.bfloat16, "serial"), (197, 32, torch.bfloat16, "serial")]
-    shapes += [(196, 128, torch.bfloat16, "serial"), (256, 128, torch.bfloat16, "serial")]
-    shapes += [(196, 64, torch.bfloat16, "chunked"), (196, 64, torch.float32, "chunked")]
-    shapes += [(196, 128, torch.float32, "chunked")]
+    """The kernels that ``tile`` selects on an architecture: head widths, tokens and dtypes, both schedules.
+
+    Where the tile depends neither on tokens nor on widths below 64 (chunked, float32), few stand for all.
+    """
+    shapes = [
+        (tokens, width, torch.bfloat16, "serial") for tokens in _TUNED_TOKENS for width in _TUNED_WIDTHS
+    ]
+    shapes += [(196, 64, torch.bfloat16, "chunked"), (197, 128, torch.bfloat16, "chunked")]
+    shapes += [(196, 64, torch.float32, "chunked"), (196, 128, torch.float32, "chunked")]
     for tokens, head_dim, dtype, schedule in shapes:
         with recording(arch) as launches, _schedule.force(schedule):
             qkv = torch.empty((2, 8, tokens, 3 * 8 * head_dim), dtype=dtype, device="meta")
