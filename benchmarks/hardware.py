@@ -27,6 +27,7 @@ _PACKAGES = (
     "transformers",
     "accelerated-scan",
     "flash-linear-attention",
+    "fla-core",  # flash-linear-attention's kernels, all that on_gpu.sh installs
 )
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

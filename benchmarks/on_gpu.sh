@@ -25,12 +25,25 @@ export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/on_gpu_cache/triton} TORC
 export TORCH_EXTENSIONS_DIR=$PWD/build/on_gpu_cache/extensions
 unset TRECVIT_BACKEND TRECVIT_ISA CMAKE_ARGS PYTHONHOME PYTEST_ADDOPTS
 
-# Module and the package that has it.
+# A toolkit that is installed but not on the PATH.
+for folder in "${CUDA_HOME:-/usr/local/cuda}"/bin "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer; do
+    tool=$([ "${folder##*/}" = bin ] && echo nvcc || echo compute-sanitizer)
+    command -v "$tool" >/dev/null || { [ -x "$folder/$tool" ] && export PATH=$PATH:$folder; }
+done
+
+# Module and the package that has it: what this repository imports, with the needs of those (tests/benchmarks/
+# test_on_gpu.py) but PyTorch and Triton with theirs.
 NEEDED="pybind11:pybind11 cmake:cmake ninja:ninja setuptools:setuptools packaging:packaging iniconfig:iniconfig
 pluggy:pluggy pygments:pygments pytest:pytest execnet:execnet xdist:pytest-xdist pytest_benchmark:pytest-benchmark
-cpuinfo:py-cpuinfo hypothesis:hypothesis sortedcontainers:sortedcontainers safetensors:safetensors rich:rich
+cpuinfo:py-cpuinfo2 hypothesis:hypothesis sortedcontainers:sortedcontainers safetensors:safetensors rich:rich
 typer:typer click:click shellingham:shellingham markdown_it:markdown-it-py mdurl:mdurl annotated_doc:annotated-doc
-einops:einops fla:fla-core accelerated_scan:accelerated-scan"
+pydantic:pydantic pydantic_core:pydantic-core annotated_types:annotated-types typing_inspection:typing-inspection
+typing_extensions:typing-extensions huggingface_hub:huggingface-hub hf_xet:hf-xet filelock:filelock fsspec:fsspec
+yaml:pyyaml tqdm:tqdm httpx2:httpx2 httpcore2:httpcore2 h11:h11 anyio:anyio idna:idna truststore:truststore
+numpy:numpy einops:einops fla:fla-core accelerated_scan:accelerated-scan"
+# What must be importable in the end; peers that are missing are left out of the measurements.
+IMPORTED="pybind11 cmake ninja setuptools packaging pytest xdist pytest_benchmark hypothesis numpy safetensors.torch
+huggingface_hub rich.console typer trecvit_kernels.cli"
 
 SUMMARY=()
 FAILED=0
@@ -88,15 +101,32 @@ print(*(pair.split(":")[1] for pair in sys.argv[1:] if importlib.util.find_spec(
 PYTHON
     ) || return
     echo "missing here: ${missing:-nothing}"
-    [ -z "$missing" ] && return 0
-    local package status=0
-    for package in $missing; do # one by one: a wheel that does not fit must not keep the others out
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --find-links wheels --target "$SITE" --upgrade "$package" ||
-            echo "no wheel for $package"
-    done
-    "$PYTHON" -c 'import pybind11, cmake, ninja, setuptools, pytest, xdist, pytest_benchmark, hypothesis, numpy, safetensors, rich, typer' ||
-        status=1
-    return $status
+    # shellcheck disable=SC2086
+    add_wheels $missing
+    can_import && return 0
+    # Something that is there is too old for what came beside it. Not numpy: Triton and PyTorch chose theirs.
+    echo "adding every wheel but numpy's"
+    local pair all=()
+    for pair in $NEEDED; do [ "$pair" = numpy:numpy ] || all+=("${pair#*:}"); done
+    add_wheels "${all[@]}"
+    can_import
+}
+
+# All at once, or else one by one: a wheel that does not fit must not keep the others out.
+add_wheels() {
+    [ $# = 0 ] && return
+    local package add=("$PYTHON" -m pip install --quiet --no-index --no-deps --find-links wheels --target "$SITE" --upgrade)
+    "${add[@]}" "$@" && return
+    for package in "$@"; do "${add[@]}" "$package" || echo "no wheel for $package"; done
+}
+
+can_import() {
+    # shellcheck disable=SC2086
+    "$PYTHON" - $IMPORTED <<'PYTHON'
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+PYTHON
 }
 
 describe() {
@@ -116,6 +146,17 @@ PYTHON
 
 require_gpu() {
     "$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "PyTorch sees no GPU here")' || exit
+}
+
+# Nothing below asks again: where a backend cannot run, its tests are skipped and its rows are not measured.
+require_backends() {
+    "$PYTHON" - triton cuda <<'PYTHON'
+import sys
+from trecvit_kernels import backends
+found = backends.available()
+missing = [f"{name}: {found[name].reason}" for name in sys.argv[1:] if not found[name].available]
+sys.exit("\n".join(missing))
+PYTHON
 }
 
 # The CUDA kernels for this GPU only; everything else as usual.
@@ -169,6 +210,8 @@ sanitize() {
     done
     for task in "${pids[@]}"; do
         wait "${task%%:*}" || { status=1; echo "$tool on ${task#*:}: failed"; }
+        grep -qE '(^|[^0-9])[1-9][0-9]* passed' "$OUT/.$tool-${task#*:}" ||
+            { status=1; echo "$tool on ${task#*:}: failed, no test passed"; } # all skipped is no success
     done
     for task in "${pids[@]}"; do
         printf '\n== %s %s\n' "$tool" "${task#*:}"
@@ -187,6 +230,7 @@ part_1() {
     rm -f "$OUT"/{environment.txt,build.log,suite.log,memcheck.log,racecheck.log,synccheck.log,initcheck.log}
     step "missing packages" 60 build.log "$SELF" _install_missing
     step "build the extension" $([ -n "${REHEARSAL:-}" ] && echo 900 || echo 150) build.log "$SELF" _build
+    [ -z "${REHEARSAL:-}" ] && step "backends triton and cuda" 60 build.log "$SELF" _require_backends
     step "describe the machine" 60 environment.txt "$SELF" _describe
     local sanitizers=170
     if [ -n "${REHEARSAL:-}" ]; then
@@ -218,6 +262,7 @@ part_2() {
     SECONDS=0
     rm -f "$OUT"/{measure.log,results.json,warp.log}
     step "missing packages" 60 measure.log "$SELF" _install_missing
+    [ -z "${REHEARSAL:-}" ] && step "backends triton and cuda" 60 measure.log "$SELF" _require_backends
     local options=(--seconds $((LIMIT - 25 - SECONDS)))
     if [ -n "${REHEARSAL:-}" ]; then
         options=(--rehearse --seconds 560)
@@ -244,7 +289,7 @@ case ${1:-} in
         (part_2) || status=1
         exit $status
         ;;
-    _install_missing | _build | _describe | _sanitize) # the steps, as processes that can be stopped
+    _install_missing | _build | _require_backends | _describe | _sanitize) # the steps, as processes that can be stopped
         "${1#_}" "${@:2}"
         ;;
     *)

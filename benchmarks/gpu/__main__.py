@@ -8,13 +8,11 @@ mean nothing.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -24,31 +22,38 @@ from benchmarks.gpu import cuda as gpu_cuda
 from benchmarks.gpu import models as gpu_models
 from benchmarks.gpu import rows as gpu_rows
 from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu.limits import OutOfTime, at_most, deadlines
 from benchmarks.gpu.rows import Setting
 from benchmarks.results import kernels_digest, save, today
 from benchmarks.rows import Comparison, Result, measure
 from benchmarks.timing import Budget, Clock, seconds
 from trecvit_kernels import backends
 
-# In the order in which they are measured, with the seconds that one row may take at most.
-GROUPS: dict[str, tuple[Callable[[Setting], Iterator[Comparison]], int]] = {
-    "gated_lru": (gpu_rows.gated_lru, 90),
-    "recurrent_mixer": (gpu_rows.recurrent_mixer, 90),
-    "spatial_attention": (gpu_rows.spatial_attention, 60),
-    "linear_scan": (gpu_rows.linear_scan, 90),
-    "cuda": (gpu_cuda.cuda, 60),
-    "streaming": (gpu_models.streaming, 60),
-    "training": (gpu_models.training, 150),
+
+class Group(NamedTuple):
+    """rows: made without any work, so that whatever goes wrong costs one row. share: of the time, in parts of all
+    shares. longest: seconds that one row may take; most is compilation, on its first size."""
+
+    rows: Callable[[Setting], Iterator[Comparison]]
+    share: float
+    longest: float
+
+
+# In the order in which they are measured. What is about the whole model stands before `cuda`, which has most rows.
+GROUPS = {
+    "gated_lru": Group(gpu_rows.gated_lru, 95, 75),
+    "recurrent_mixer": Group(gpu_rows.recurrent_mixer, 85, 75),
+    "spatial_attention": Group(gpu_rows.spatial_attention, 50, 40),
+    "linear_scan": Group(gpu_rows.linear_scan, 60, 50),
+    "streaming": Group(gpu_models.streaming, 45, 40),
+    "training": Group(gpu_models.training, 115, 90),
+    "cuda": Group(gpu_cuda.cuda, 80, 40),
 }
 _BY_THE_WALL = ("streaming", "training")
 _WIDEST = 64
 _HEADINGS = ("what", "ours", "against", "takes", "ratio", "target", "met")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-class OutOfTime(Exception):
-    """A row took longer than it may."""
 
 
 @app.command()
@@ -80,13 +85,16 @@ def main(
     }
     torch.manual_seed(0)
     results: list[Result] = []
+    until = deadlines({name: GROUPS[name].share for name in names}, time.monotonic(), ends)
+    if rehearse:  # an interpreter's times have nothing to do with those shares
+        until = dict.fromkeys(names, ends)
     for name in names:
         backend = "cuda" if name == "cuda" else "triton"
         if reason := backends.available()[backend].reason:
             results.append(Result(name, name, peer="", note=f"not measured: {reason}"))
             continue
         with backends.use(backend):
-            for result in _group(name, at, wall if name in _BY_THE_WALL else clock, ends):
+            for result in _group(name, at, wall if name in _BY_THE_WALL else clock, until[name]):
                 results.append(result)
                 save(out, results, run)
                 print(
@@ -102,16 +110,17 @@ def main(
 
 def _group(name: str, at: Setting, clock: Clock, ends: float) -> Iterator[Result]:
     """The group's rows, measured; what goes wrong with one is its note."""
-    rows, longest = GROUPS[name]
+    group = GROUPS[name]
     torch._dynamo.reset()
-    pending = rows(at)
+    pending = group.rows(at)
     while True:
         row = None
         try:
-            with _at_most(min(longest, ends - time.monotonic())):
-                row = next(pending, None)
-                if row is None:
-                    return
+            row = next(pending, None)
+            if row is None:
+                return
+            longest = float("inf") if at.tiny else group.longest
+            with at_most(min(longest, ends - time.monotonic())):
                 result = measure(row, clock)
         except OutOfTime:
             result = Result(name, row.what if row else name, peer="", note="not measured: no time left")
@@ -129,24 +138,6 @@ def _group(name: str, at: Setting, clock: Clock, ends: float) -> Iterator[Result
         del row
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _at_most(limit: float) -> Iterator[None]:
-    """OutOfTime in the block after so many seconds."""
-    if limit <= 1:
-        raise OutOfTime
-
-    def expired(*_: object) -> None:
-        raise OutOfTime(f"longer than {limit:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, limit)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _rehearse() -> None:

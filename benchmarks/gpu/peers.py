@@ -17,13 +17,24 @@ from benchmarks.ops import peers
 SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 
 
-def gates(x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor) -> tuple[Tensor, Tensor]:
-    """u_t and log a_t of the real gated LRU in the dtype of x, computed in float32; the first frame resets."""
+def _decays_and_inputs(x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor) -> tuple[Tensor, Tensor]:
+    """log a_t and u_t of the real gated LRU in float32; the first frame resets."""
     log_a = -8.0 * F.softplus(a_param.float()) * torch.sigmoid(gate_a.float())
     beta = torch.sqrt(-torch.expm1(2.0 * log_a))
     beta = torch.cat([torch.ones_like(beta[:, :1]), beta[:, 1:]], dim=1)
-    u = beta * torch.sigmoid(gate_x.float()) * x.float()
+    return log_a, beta * torch.sigmoid(gate_x.float()) * x.float()
+
+
+def gates(x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor) -> tuple[Tensor, Tensor]:
+    """u_t and log a_t in the dtype of x, as HGRN takes them."""
+    log_a, u = _decays_and_inputs(x, gate_x, gate_a, a_param)
     return u.to(x.dtype), log_a.to(x.dtype)
+
+
+def gates_lanes_first(x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor) -> tuple[Tensor, Tensor]:
+    """a_t and u_t in float32 as accelerated-scan takes them, (B, lanes, T): one kernel when compiled."""
+    log_a, u = _decays_and_inputs(x, gate_x, gate_a, a_param)
+    return peers.lanes_first(log_a.exp()), peers.lanes_first(u)
 
 
 def hgrn(kernel: str, gates: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -37,13 +48,12 @@ def hgrn(kernel: str, gates: Callable[..., Any]) -> Callable[..., Tensor]:
     return run
 
 
-def accelerated_scan_gates(gates: Callable[..., Any]) -> Callable[..., Tensor]:
-    """gates, then accelerated-scan on its layout (B, lanes, T), to which the tensors are brought and back."""
+def accelerated_scan_gates(kernel: str, gates_lanes_first: Callable[..., Any]) -> Callable[..., Tensor]:
+    """``gates_lanes_first``, then ``kernel`` of accelerated-scan, its result seen as ours and rounded."""
 
-    def run(*inputs: Tensor) -> Tensor:
-        u, log_a = gates(*inputs)
-        own = [t.flatten(2).mT.contiguous() for t in (log_a.float().exp(), u.float())]
-        return accelerated_scan("scalar")(*own).mT.reshape(u.shape).to(u.dtype)
+    def run(x: Tensor, *more: Tensor) -> Tensor:
+        h = accelerated_scan(kernel)(*gates_lanes_first(x, *more))
+        return h.mT.reshape(x.shape).to(x.dtype)
 
     return run
 
@@ -79,14 +89,18 @@ def attention(name: str, heads: int, scale: float | None = None) -> Callable[[Te
     return run
 
 
-def scan_rivals(a: Tensor, interpreted: bool = False) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def scan_rivals(
+    dtype: torch.dtype, interpreted: bool = False
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Peers of a bare scan that take (B, lanes, T); ``interpreted``: those that Triton's interpreter can run."""
-    if a.is_complex():
+    if dtype.is_complex:
         return {"accelerated_scan.complex": accelerated_scan("complex")}
-    return {
-        f"accelerated_scan.{name}": accelerated_scan(name)
-        for name in ("scalar", *([] if interpreted else ["warp"]))
-    }
+    return {f"accelerated_scan.{name}": accelerated_scan(name) for name in real_scans(interpreted)}
+
+
+def real_scans(interpreted: bool = False) -> tuple[str, ...]:
+    """accelerated-scan's kernels for real tensors: Triton, and CUDA, which no interpreter can run."""
+    return ("scalar",) if interpreted else ("scalar", "warp")
 
 
 def compiler(tiny: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import trecvit_kernels as tk
 from benchmarks.ops.calls import value_and_gradients
 from benchmarks.rows import within_reference
+from trecvit_kernels.ops._dtypes import state_dtype
 from trecvit_kernels.ops.gated_lru import reference as gated_lru_reference
 from trecvit_kernels.ops.linear_scan import reference as linear_scan_reference
 from trecvit_kernels.ops.recurrent_mixer import reference as mixer_reference
@@ -23,7 +25,7 @@ from trecvit_kernels.ops.spatial_attention import reference as attention_referen
 
 Function = Callable[..., Tensor]
 _CHECKED = 32  # channels that are compared in every frame, token and gradient
-_PIECE = 64  # frames
+_LOOPED = 64  # frames up to which the reference walks them; more are scanned by doubling
 _TOKENS, _FRAMES = 4, 2  # that are compared
 
 
@@ -44,22 +46,24 @@ def check_gated_lru(inputs: Sequence[Tensor | None], function: Function = _gated
     x, *_, a_imag = inputs
     assert x is not None
     gates = x.shape[-1] if a_imag is None else x.shape[-1] // 2
-    picked = torch.linspace(0, gates - 1, _CHECKED).long()
+    picked = torch.linspace(0, gates - 1, _CHECKED).long().to(x.device)
     merged = picked if a_imag is None else torch.cat([picked, picked + gates])
     index = [merged, picked, picked, picked, picked]
     dy = torch.randn_like(x)
     ours = value_and_gradients(function, inputs, dy)
-    few = [None if t is None else t[..., i].cpu() for t, i in zip(inputs, index)]
-    return _against_float64(ours, _gated_lru_by_pieces, few, dy[..., merged].cpu(), [merged, *index])
+    few = [None if t is None else t[..., i] for t, i in zip(inputs, index)]
+    truth = _gated_lru_reference if x.shape[1] <= _LOOPED else _gated_lru_by_doubling
+    return _against_float64(ours, truth, few, dy[..., merged], [merged, *index])
 
 
 def check_linear_scan(a: Tensor, b: Tensor, function: Function = _linear_scan) -> str:
     """Output and gradients of the real call at a few lanes."""
-    picked = torch.linspace(0, b.shape[-1] - 1, _CHECKED).long()
+    picked = torch.linspace(0, b.shape[-1] - 1, _CHECKED).long().to(b.device)
     dh = torch.randn_like(b)
     ours = value_and_gradients(function, [a, b], dh)
-    few = [a[..., picked].cpu(), b[..., picked].cpu()]
-    return _against_float64(ours, _linear_scan_by_pieces, few, dh[..., picked].cpu(), [picked] * 3)
+    few = [a[..., picked], b[..., picked]]
+    truth = _linear_scan_reference if b.shape[1] <= _LOOPED else _linear_scan_by_doubling
+    return _against_float64(ours, truth, few, dh[..., picked], [picked] * 3)
 
 
 def check_mixer(arguments: Mapping[str, Any], function: Function = _mixer) -> str:
@@ -110,22 +114,64 @@ def check_whole(arguments: Mapping[str, Any], function: Function, reference: Fun
     return within_reference(ours, same, exact)
 
 
-# In the backward pass of the reference every frame touches all frames of the call: over a long time it is
-# called piece by piece, the state handed on.
-def _gated_lru_by_pieces(x: Tensor, gate_x: Tensor, gate_a: Tensor, *parameters: Any) -> Tensor:
-    outputs, h = [], None
-    for part in zip(*(t.split(_PIECE, dim=1) for t in (x, gate_x, gate_a))):
-        y, h = gated_lru_reference.gated_lru(*part, *parameters, h0=h)
-        outputs.append(y)
-    return torch.cat(outputs, dim=1)
+def _gated_lru_reference(*tensors: Any) -> Tensor:
+    return gated_lru_reference.gated_lru(*tensors)[0]
 
 
-def _linear_scan_by_pieces(a: Tensor, b: Tensor) -> Tensor:
-    outputs, state = [], None
-    for part in zip(a.split(_PIECE, dim=1), b.split(_PIECE, dim=1)):
-        h, state = linear_scan_reference.linear_scan(*part, state)
-        outputs.append(h)
-    return torch.cat(outputs, dim=1)
+def _linear_scan_reference(a: Tensor, b: Tensor) -> Tensor:
+    return linear_scan_reference.linear_scan(a, b)[0]
+
+
+# In the reference every frame is some fifty small operations, and in its backward pass touches all frames of the
+# call. Over a long time the truth is instead found for all frames at once, where the tensors are.
+def _gated_lru_by_doubling(
+    x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor, a_imag: Tensor | None
+) -> Tensor:
+    dtype = state_dtype(x.dtype)
+    r = torch.sigmoid(gate_a.to(dtype))
+    log_a = -gated_lru_reference.C * F.softplus(a_param.to(dtype)) * r
+    beta = gated_lru_reference.normalizer_of(log_a[:, 1:], "sqrt")
+    beta = torch.cat([torch.ones_like(log_a[:, :1]), beta], dim=1)  # the first frame resets
+    scale, wide = beta * torch.sigmoid(gate_x.to(dtype)), x.to(dtype)
+    if a_imag is None:
+        return _Doubling.apply(log_a.exp(), scale * wide).to(x.dtype)
+    x_re, x_im = wide.chunk(2, dim=-1)
+    a = torch.polar(log_a.exp(), a_imag.to(dtype) * r)
+    h = _Doubling.apply(a, torch.complex(scale * x_re, scale * x_im))
+    return torch.cat([h.real, h.imag], dim=-1).to(x.dtype)
+
+
+def _linear_scan_by_doubling(a: Tensor, b: Tensor) -> Tensor:
+    dtype = state_dtype(b.dtype)
+    return _Doubling.apply(a.to(dtype), b.to(dtype)).to(b.dtype)
+
+
+class _Doubling(torch.autograd.Function):
+    """h_t = a_t h_{t-1} + b_t along dim 1 from zero, with the gradients of DESIGN's section 3: no step is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        h = _doubled(a, b)
+        ctx.save_for_backward(a, h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
+        a, h = ctx.saved_tensors
+        later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1).conj()
+        g = _doubled(later.flip(1), dh.flip(1)).flip(1)
+        before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
+        return before.conj() * g, g
+
+
+def _doubled(a: Tensor, b: Tensor) -> Tensor:
+    """Every step joins each frame's run with the one before it: log2(T) steps of a few operations each."""
+    step = 1
+    while step < b.shape[1]:
+        b = torch.cat([b[:, :step], b[:, step:] + a[:, step:] * b[:, :-step]], dim=1)
+        a = torch.cat([a[:, :step], a[:, step:] * a[:, :-step]], dim=1)
+        step *= 2
+    return b
 
 
 def _against_float64(
@@ -134,7 +180,7 @@ def _against_float64(
     wide = torch.complex128 if dy.is_complex() else torch.float64
     exact = value_and_gradients(loop, [None if t is None else t.to(wide) for t in few], dy.to(wide))
     same = value_and_gradients(loop, few, dy)
-    parts = [_real(t[..., i].cpu()) for t, i in zip(ours, index)]
+    parts = [_real(t[..., i]) for t, i in zip(ours, index)]
     return within_reference(parts, [_real(t) for t in same], [_real(t) for t in exact])
 
 
