@@ -12,7 +12,14 @@ import torch
 import typer
 
 from trecvit_kernels import video as video_io
-from trecvit_kernels.models import SIZES, TRecViT, TRecViTConfig, create_model, load_official_checkpoint
+from trecvit_kernels.models import (
+    SIZES,
+    TRecViT,
+    TRecViTConfig,
+    create_model,
+    load_official_checkpoint,
+    pretrained,
+)
 
 DEFAULT_MODEL = "trecvit_base_k400"
 RANDOM_WEIGHTS = "the weights are random (no --checkpoint): the predicted classes mean nothing"
@@ -83,18 +90,17 @@ def prepare(
 def open_checkpoint(path: Path) -> tuple[TRecViTConfig, Callable[[], TRecViT]]:
     """Configuration of a checkpoint (.npz file or ``save_pretrained`` folder), and how to build its model.
 
-    Raises FileNotFoundError, or ValueError for what is neither.
+    Raises FileNotFoundError, or ValueError for what is neither, damaged, or does not fit together. Of a folder's
+    weights only the header is read.
     """
     if not path.exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if path.is_dir():
-        config_file = path / "config.json"
-        if not config_file.is_file() or not (path / "model.safetensors").is_file():
-            raise ValueError(f"checkpoint folder {path} must hold config.json and model.safetensors")
-        try:
-            config = TRecViTConfig.from_dict(json.loads(config_file.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"{config_file} is not a configuration ({error})") from error
+        if not all((path / name).is_file() for name in (pretrained.CONFIG, pretrained.WEIGHTS)):
+            raise ValueError(
+                f"checkpoint folder {path} must hold {pretrained.CONFIG} and {pretrained.WEIGHTS}"
+            )
+        config = pretrained.check_folder("checkpoint", path)
         return config, lambda: TRecViT.from_pretrained(str(path))
     if path.suffix != ".npz":
         raise ValueError(f"checkpoint {path} must be an .npz file or a folder written by save_pretrained")

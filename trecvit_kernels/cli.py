@@ -91,9 +91,11 @@ def info() -> None:
             rows.append((f"backend {name}", "available" if status.available else f"missing: {status.reason}"))
         if tk.backends.available()["native"].available:
             native = importlib.import_module("trecvit_kernels._native")
-            rows.append(
-                ("instruction set", f"{native.isa()} (compiled: {', '.join(native.compiled_isas())})")
-            )
+            try:
+                isa = f"{native.isa()} (compiled: {', '.join(native.compiled_isas())})"
+            except (ValueError, RuntimeError) as error:  # TRECVIT_ISA names none that runs here
+                isa = str(error)
+            rows.append(("instruction set", isa))
             rows.append(("CUDA kernels", _cuda_build(native)))
         else:
             rows.append(("instruction set", "none: the compiled extension is missing"))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trecvit_kernels import models
+from trecvit_kernels import video as video_io
 
 
 @pytest.fixture(params=["classify", "stream", "demo"])
@@ -23,11 +25,26 @@ def command(request) -> str:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad videos and labels must be found out before a model is built or run."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a model was built")
+    built = models.TRecViT.__init__
+
+    def refuse(*arguments: object) -> None:
+        if torch.get_default_device().type != "meta":  # a skeleton costs nothing
+            raise AssertionError("a model was built")
+        built(*arguments)
 
     monkeypatch.setattr(models.TRecViT, "__init__", refuse)
     monkeypatch.setattr(models.TRecViT, "from_pretrained", refuse)
+
+
+@pytest.fixture
+def no_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad checkpoints must be found out before a frame is decoded."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a video was decoded")
+
+    monkeypatch.setattr(video_io, "read_clip", refuse)
+    monkeypatch.setattr(video_io, "iter_frames", lambda *_, **__: iter(refuse, None))
 
 
 @pytest.mark.usefixtures("no_model")
@@ -136,22 +153,45 @@ class TestCheckpoint:
         error = run(command, clip, "--checkpoint", tmp_path, status=1).error
         assert "must hold config.json and model.safetensors" in error
 
-    @pytest.mark.parametrize("text, message", [("{", "is not a configuration"), ('{"wide": 1}', "wide")])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            (b"{", "must hold a configuration of a TRecViT as JSON"),
+            (b"\xff\xfe\xff", "must hold a configuration of a TRecViT as JSON"),
+            (b"[]", "fields must be a mapping by name, got list"),
+            (b"null", "fields must be a mapping by name, got NoneType"),
+            (b'{"wide": 1}', "wide"),
+        ],
+    )
+    @pytest.mark.usefixtures("no_video")
     def test_broken_configuration(
         self, text, message, run, clip: Path, checkpoint: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "copy"
         shutil.copytree(checkpoint, folder)
-        (folder / "config.json").write_text(text)
-        assert message in run("classify", clip, "--checkpoint", folder, status=1).error
+        (folder / "config.json").write_bytes(text)
+        error = run("classify", clip, "--checkpoint", folder, status=1).error
+        assert message in error and str(folder / "config.json") in error
 
-    def test_truncated_weights(self, run, clip: Path, checkpoint: Path, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("no_video")
+    def test_truncated_weights(self, run, command: str, clip: Path, checkpoint: Path, tmp_path: Path) -> None:
         folder = tmp_path / "copy"
         shutil.copytree(checkpoint, folder)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1000])
-        error = run("classify", clip, "--checkpoint", folder, "--frames", 8, status=1).error
-        assert "must be a complete safetensors file" in error
+        error = run(command, clip, "--checkpoint", folder, "--frames", 8, status=1).error
+        assert "must be a complete safetensors file" in error and str(weights) in error
+
+    @pytest.mark.usefixtures("no_video")
+    def test_weights_of_another_size(
+        self, run, command: str, clip: Path, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "copy"
+        shutil.copytree(checkpoint, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "mlp_dim": 64}))
+        error = run(command, clip, "--checkpoint", folder, "--frames", 8, status=1).error
+        assert "misshapen blocks.0.space.mlp_in.weight: must be (64, 48), got (96, 48)" in error
 
     @pytest.mark.parametrize("command", ["classify", "convert"])
     @pytest.mark.parametrize("kind", ["truncated", "pickled"])
@@ -206,10 +246,8 @@ def test_frames_that_the_models_clips_do_not_divide(run, clip: Path) -> None:
 def test_a_model_without_classifier_cannot_classify(
     run, clip: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_classes": 0}))
+    folder = tmp_path / "headless"
+    models.TRecViT.from_pretrained(checkpoint, num_classes=0).save_pretrained(folder)
     for command in ("classify", "stream", "demo"):
         assert "has no classifier" in run(command, clip, "--checkpoint", folder, status=1).error
 

@@ -43,6 +43,19 @@ def test_info_names_every_backend_and_the_reason_for_a_missing_one(run) -> None:
         assert _native.isa() in out
 
 
+def test_info_with_an_instruction_set_that_does_not_exist(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rows are what one needs then."""
+    native = pytest.importorskip("trecvit_kernels._native", exc_type=ImportError)
+
+    def isa() -> str:
+        raise ValueError("TRECVIT_ISA: expected one of baseline, avx2, got 'foo'")
+
+    monkeypatch.setattr(native, "isa", isa)
+    out = run("info").out
+    assert "instruction set:    TRECVIT_ISA: expected one of baseline, avx2, got 'foo'" in out
+    assert "backend reference:" in out and "threads:" in out
+
+
 def test_info_without_extension_and_with_gpus(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tk.backends, "_native_error", "the compiled extension cannot be imported (a reason)")
     nvidia = SimpleNamespace(name="Some GPU", major=9, minor=0)

@@ -1,20 +1,28 @@
-"""Official .npz files, safetensors folders and what is refused."""
+"""Official .npz files, their conversion, and what is refused."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub.hub_mixin
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 import trecvit_kernels as tk
-from trecvit_kernels.models import convert, positions, pretrained, save_official_checkpoint
+from trecvit_kernels.models import (
+    convert,
+    load_official_encoder,
+    positions,
+    pretrained,
+    save_official_checkpoint,
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -54,6 +62,77 @@ def test_every_misfit_is_named(arrays: Arrays, tmp_path: Path) -> None:
     assert "missing encoder/encoderblock_2/MultiHeadDotProductAttention_0/key/bias" in message
     assert "unexpected encoder/extra/kernel (2, 3)" in message
     assert "misshapen encoder/encoder_norm/scale: must be (48,), got (47,)" in message
+
+
+BLOCK, VIT = "encoder/residualblock_00/recurrent_block", "encoder/encoderblock_0"
+ATTENTION = f"{VIT}/MultiHeadDotProductAttention_0"
+
+
+def complaints(load: Callable[..., object], target: Path, **overrides: object) -> list[str]:
+    """What is wrong with a file, after the function's name and the file's."""
+    with pytest.raises(ValueError) as caught:
+        load(target, **overrides)
+    start, message = str(caught.value).split(" weights do not fit the model: ")
+    assert start.startswith(f"{load.__name__}: {target}: ")
+    found = message.split("; ")
+    assert int(start.split()[-1]) == len(found)
+    return found
+
+
+def test_every_misfit_is_named_when_sizes_are_untold_too(arrays: Arrays, tmp_path: Path) -> None:
+    gone = ("tokenizer/embedding/kernel", f"{BLOCK}/linear_x/kernel", f"{ATTENTION}/query/kernel")
+    changed = {name: array for name, array in arrays.items() if name not in gone}
+    changed["encoder/extra"] = np.zeros(3, np.float32)
+    changed[f"{VIT}/MlpBlock_0/Dense_1/bias"] = np.zeros((2, 2), np.float32)
+    target = write(tmp_path, changed)
+    for load in (tk.load_official_checkpoint, load_official_encoder):
+        encoder = {} if load is tk.load_official_checkpoint else {"decoder/": 1}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if encoder else "error")  # the encoder's says what it leaves out
+            found = complaints(load, target)
+        assert found == [
+            *(f"missing {name}" for name in gone if "query" not in name and "linear_x" not in name),
+            f"missing {BLOCK}/linear_x/kernel",
+            f"missing {ATTENTION}/query/kernel",
+            "unexpected encoder/extra (3,)",
+            f"misshapen {VIT}/MlpBlock_0/Dense_1/bias: must be (?,), got (2, 2)",
+        ]
+
+
+def test_known_sizes_are_compared_though_another_is_untold(arrays: Arrays, tmp_path: Path) -> None:
+    arrays[f"{BLOCK}/conv_1d/w"] = arrays[f"{BLOCK}/conv_1d/w"][0]
+    del arrays["encoder/encoder_norm/scale"]
+    arrays["encoder/encoder_norm/bias"] = np.zeros((47,), np.float32)
+    width = arrays["tokenizer/embedding/bias"].shape[0]
+    lru = arrays[f"{BLOCK}/conv_1d/b"].shape[0]
+    assert complaints(tk.load_official_checkpoint, write(tmp_path, arrays)) == [
+        "missing encoder/encoder_norm/scale",
+        f"misshapen {BLOCK}/conv_1d/w: must be (?, {lru}), got ({lru},)",
+        f"misshapen encoder/encoder_norm/bias: must be ({width},), got (47,)",
+    ]
+
+
+def test_sizes_that_contradict_each_other(arrays: Arrays, tmp_path: Path) -> None:
+    """The file and the arrays that say so are named, with all that can still be compared."""
+    query = f"{ATTENTION}/query/kernel"
+    bad = {**arrays, query: np.zeros((48, 5, 12), np.float32), "encoder/extra": np.zeros(3, np.float32)}
+    first, *others = complaints(tk.load_official_checkpoint, write(tmp_path, bad))
+    assert "width must be a multiple of num_heads = 5, got 48" in first
+    assert f"tokenizer/embedding/kernel {arrays['tokenizer/embedding/kernel'].shape}" in first
+    assert f"{query} (48, 5, 12)" in first
+    assert others == ["unexpected encoder/extra (3,)"]
+    linear = f"{BLOCK}/linear_x/kernel"
+    bad = {**arrays, linear: np.zeros((48, 33), np.float32)}
+    first, *others = complaints(tk.load_official_checkpoint, write(tmp_path, bad))
+    assert "lru_width must be a multiple of num_heads = 4, got 33" in first and f"{linear} (48, 33)" in first
+    bad = {**arrays, "tokenizer/pos_embedding": np.zeros((1, 0, 48), np.float32)}
+    assert complaints(tk.load_official_checkpoint, write(tmp_path, bad)) == [
+        "misshapen tokenizer/pos_embedding: must be (1, ?, 48), got (1, 0, 48)"
+    ]
+    foreign = {"encoder/extra": np.zeros(3, np.float32)}
+    assert "missing tokenizer/embedding/kernel" in complaints(
+        tk.load_official_checkpoint, write(tmp_path, foreign)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,6 +205,17 @@ def test_damaged_and_foreign_files(path: Path, arrays: Arrays, tmp_path: Path) -
             tk.load_official_checkpoint(target)
     with pytest.raises(FileNotFoundError, match="found no file"):
         tk.load_official_checkpoint(tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**14,), (10**30,), (-1,)], ids=str)
+def test_headers_that_claim_more_than_there_is(shape: tuple[int, ...], tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    target = tmp_path / "crafted.npz"
+    with zipfile.ZipFile(target, "w") as file:
+        file.writestr("tokenizer/cls.npy", header.getvalue() + bytes(64))
+    with pytest.raises(ValueError, match=r"crafted\.npz must be a complete \.npz"):
+        tk.load_official_checkpoint(target)
 
 
 def test_overrides(path: Path) -> None:
@@ -237,57 +327,3 @@ def test_failed_conversion_leaves_nothing(
     with pytest.raises(OSError, match="disk full"):
         convert(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_save_and_load_round_trip(path: Path, tmp_path: Path) -> None:
-    model = tk.load_official_checkpoint(path)
-    model.save_pretrained(tmp_path)
-    assert {"config.json", "model.safetensors"} <= {p.name for p in tmp_path.iterdir()}
-    assert not [p for p in tmp_path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    assert same(tk.TRecViT.from_pretrained(tmp_path), model)
-    assert same(tk.TRecViT.from_pretrained(str(tmp_path), map_location="cpu"), model)
-    larger = tk.TRecViT.from_pretrained(tmp_path, image_size=(64, 48))
-    assert same(larger, tk.load_official_checkpoint(path, image_size=(64, 48)))
-    with pytest.warns(UserWarning, match="new and random"):
-        assert tk.TRecViT.from_pretrained(tmp_path, num_classes=4)(torch.rand(1, 1, 3, 32, 32)).shape == (
-            1,
-            4,
-        )
-
-
-def test_folders_that_do_not_fit(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must have a config\.json, found none"):
-        tk.TRecViT.from_pretrained(tmp_path)
-    tk.load_official_checkpoint(path).save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    state = safetensors.torch.load_file(weights)
-    del state["cls"]
-    safetensors.torch.save_file({**state, "extra": torch.zeros(2)}, weights)
-    with pytest.raises(
-        ValueError, match=r"2 weights do not fit the model: missing cls; unexpected extra \(2,\)"
-    ):
-        tk.TRecViT.from_pretrained(tmp_path)
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="must be a complete safetensors file"):
-        tk.TRecViT.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"TRecViT\.from_pretrained: unknown field classes"):
-        tk.TRecViT.from_pretrained(tmp_path, classes=3)
-    weights.unlink()
-    with pytest.raises(FileNotFoundError, match=r"must have a model\.safetensors"):
-        tk.TRecViT.from_pretrained(tmp_path)
-
-
-def test_from_the_hub(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repository id asks the Hub for exactly two files, neither of them a pickle."""
-    expected = tk.load_official_checkpoint(path)
-    expected.save_pretrained(tmp_path)
-    asked = []
-
-    def download(repo_id: str, filename: str, **_: object) -> str:
-        asked.append((repo_id, filename))
-        return str(tmp_path / filename)
-
-    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
-    monkeypatch.setattr(pretrained, "hf_hub_download", download)
-    assert same(tk.TRecViT.from_pretrained("someone/trecvit"), expected)
-    assert asked == [("someone/trecvit", "config.json"), ("someone/trecvit", "model.safetensors")]

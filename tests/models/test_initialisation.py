@@ -13,7 +13,7 @@ from torch import Tensor
 import trecvit_kernels as tk
 from trecvit_kernels.models import SIZES, official
 
-# FACTS: parameters at 400 classes and 32 x 224^2, LRU width = width (paper) and doubled (released).
+# Parameters at 400 classes and 32 x 224^2, LRU width = width (paper) and doubled (released).
 COUNTS = {
     "trecvit_tiny": (8_995_984, 11_230_864),
     "trecvit_small": (30_030_736, 37_154_704),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -23,6 +24,19 @@ from trecvit_kernels.models.trecvit import TRecViT
 from trecvit_kernels.modules import temporal
 
 _WHERE = "load_official_checkpoint"
+_POSITIONS = "tokenizer/pos_embedding"
+_BLOCK, _VIT = "encoder/residualblock_00/recurrent_block", "encoder/encoderblock_0"
+# Which array tells a size: its name, its number of dimensions, and in which of them.
+_SIZES: dict[str, tuple[str, int, int | slice]] = {
+    "width": ("tokenizer/embedding/kernel", 5, 4),
+    "patch_size": ("tokenizer/embedding/kernel", 5, slice(1, 3)),
+    "mlp_dim": (f"{_VIT}/MlpBlock_0/Dense_0/kernel", 2, 1),
+    "num_heads": (f"{_VIT}/MultiHeadDotProductAttention_0/query/kernel", 3, 1),
+    "lru_width": (f"{_BLOCK}/linear_x/kernel", 2, 1),
+    "conv1d_width": (f"{_BLOCK}/conv_1d/w", 2, 0),
+    "head_width": ("decoder/pre_logits/kernel", 2, 1),
+    "num_classes": ("decoder/cls_head/kernel", 2, 1),
+}
 # Overrides that make another model of the file's weights; all others say what the file is.
 _OF_THE_TARGET = ("image_size", "num_classes", "frames_per_clip", "dropout", "min_radius", "max_radius")
 
@@ -52,7 +66,7 @@ def load_official_checkpoint(path: str | Path, **overrides: Any) -> TRecViT:
     arrays = read_npz(path)
     if overrides.get("head_width") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("decoder/")}
-    return pretrained.build(_WHERE, *_converted(path, arrays, overrides))
+    return pretrained.build(_WHERE, *_converted(_WHERE, path, arrays, overrides))
 
 
 def load_official_encoder(path: str | Path, **overrides: Any) -> TRecViT:
@@ -81,22 +95,34 @@ def load_official_encoder(path: str | Path, **overrides: Any) -> TRecViT:
             f" {', '.join(outside)}",
             stacklevel=2,
         )
-    return pretrained.build(where, *_converted(path, inside, overrides))
+    return pretrained.build(where, *_converted(where, path, inside, overrides))
 
 
 def _converted(
-    path: str | Path, arrays: Mapping[str, Tensor], overrides: dict[str, Any]
+    where: str, path: str | Path, arrays: Mapping[str, Tensor], overrides: dict[str, Any]
 ) -> tuple[TRecViTConfig, dict[str, Tensor], TRecViTConfig]:
     """A file's configuration, its arrays as our state dict, and the configuration that is asked for.
 
     Every array must belong to the model.
     """
-    source, target = _infer(arrays, overrides)
-    with torch.device("meta"):
-        skeleton = TRecViT(source)
-    expected = official.to_official(skeleton.state_dict(), source)
-    pretrained.compare(f"{_WHERE}: {path}", {name: t.shape for name, t in expected.items()}, arrays)
-    return source, official.from_official(arrays, source), target
+    wanted = {name: overrides[name] for name in _OF_THE_TARGET if name in overrides}
+    told = {name: value for name, value in overrides.items() if name not in wanted}
+    source, other, complaints = _infer(f"{where}: {path}", arrays, told, wanted.get("image_size"))
+    _check_official(where, source)
+    first = _official_shapes(source)
+    second = first if other == source else _official_shapes(other)
+    expected = {
+        name: tuple(n if n == m else None for n, m in zip(shape, second[name], strict=True))
+        for name, shape in first.items()
+    }
+    pretrained.compare(f"{where}: {path}", expected, arrays, complaints=complaints)
+    patches = source.grid[0] * source.grid[1]
+    if source.posemb == "learned" and patches != (found := arrays[_POSITIONS].shape[1]):
+        raise ValueError(
+            f"{where}: image_size must have {found} patches, as many as {path} has positions (they are no square"
+            f" grid), got {wanted.get('image_size')}"
+        )
+    return source, official.from_official(arrays, source), source.replace(where, **wanted)
 
 
 def read_npz(path: str | Path, where: str = _WHERE) -> dict[str, Tensor]:
@@ -121,6 +147,9 @@ def read_npz(path: str | Path, where: str = _WHERE) -> dict[str, Tensor]:
         OSError,
         KeyError,
         NotImplementedError,
+        MemoryError,  # a header that claims more than there is, as
+        OverflowError,
+        RecursionError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -130,51 +159,84 @@ def read_npz(path: str | Path, where: str = _WHERE) -> dict[str, Tensor]:
     return arrays
 
 
-def _infer(arrays: Mapping[str, Tensor], overrides: dict[str, Any]) -> tuple[TRecViTConfig, TRecViTConfig]:
-    """Configuration of the file, and of the model that is asked for."""
+def _infer(
+    where: str, arrays: Mapping[str, Tensor], told: dict[str, Any], image_size: Any
+) -> tuple[TRecViTConfig, TRecViTConfig, list[str]]:
+    """Configuration of the file, twice, and which sizes contradict each other.
 
-    def sizes(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in arrays:
-            raise ValueError(
-                f"{_WHERE}: the file must have the array {name}, which tells the model's size; missing {name}"
-            )
-        if arrays[name].ndim != ndim:
-            raise ValueError(
-                f"{_WHERE}: misshapen {name}: must have {ndim} dimensions, got {tuple(arrays[name].shape)}"
-            )
-        return tuple(arrays[name].shape)
-
-    block, vit = "encoder/residualblock_00/recurrent_block", "encoder/encoderblock_0"
-    patch_frames, *patch, colours, width = sizes("tokenizer/embedding/kernel", 5)
-    if patch_frames != 1 or colours != 3:
-        raise ValueError(
-            f"{_WHERE}: misshapen tokenizer/embedding/kernel: must be (1, rows, columns, 3, width), got"
-            f" {tuple(arrays['tokenizer/embedding/kernel'].shape)}"
-        )
+    The two differ in the sizes that no array tells: what is the same in both models is sure, so that whatever else is
+    wrong with the file can still be named.
+    """
     decoder = any(name.startswith("decoder/") for name in arrays)
-    fields: dict[str, Any] = {
-        "width": width,
-        "depth": len({name.split("/")[1] for name in arrays if name.startswith("encoder/residualblock_")}),
-        "mlp_dim": sizes(f"{vit}/MlpBlock_0/Dense_0/kernel", 2)[1],
-        "num_heads": sizes(f"{vit}/MultiHeadDotProductAttention_0/query/kernel", 3)[1],
-        "patch_size": tuple(patch),
-        "lru_width": sizes(f"{block}/linear_x/kernel", 2)[1],
-        "conv1d_width": sizes(f"{block}/conv_1d/w", 2)[0],
-        "complex_lru": f"{block}/rg_lru/a_imag_param" in arrays,
+    blocks = {name.split("/")[1] for name in arrays if name.startswith("encoder/residualblock_")}
+    structure = {
+        "depth": max(len(blocks), 1),
+        "complex_lru": f"{_BLOCK}/rg_lru/a_imag_param" in arrays,
         "pool": "cls" if "tokenizer/cls" in arrays else "mean",
-        "posemb": "learned" if "tokenizer/pos_embedding" in arrays else "sincos2d",
-        "head_width": sizes("decoder/pre_logits/kernel", 2)[1] if decoder else 0,
-        "num_classes": sizes("decoder/cls_head/kernel", 2)[1] if decoder else 0,
+        "posemb": "learned" if _POSITIONS in arrays else "sincos2d",
+        **({} if decoder else {"head_width": 0, "num_classes": 0}),
+        **told,
     }
-    wanted = {name: overrides[name] for name in _OF_THE_TARGET if name in overrides}
-    told = {name: value for name, value in overrides.items() if name not in wanted}
-    if "image_size" in wanted:
-        told["image_size"] = wanted["image_size"]
-    source = TRecViTConfig(**{**fields, **told})
-    _check_official(_WHERE, source)
-    if source.posemb == "learned" and "tokenizer/pos_embedding" in arrays:
-        source = _with_grid_of(source, sizes("tokenizer/pos_embedding", 3)[1], "image_size" in wanted)
-    return source, source.replace(_WHERE, **wanted)
+    sizes = {
+        field: shape[at] if isinstance(at, int) else tuple(shape[at])
+        for field, (name, ndim, at) in _SIZES.items()
+        if field not in structure and (shape := _shape(arrays, name, ndim))
+    }
+    complaints: list[str] = []
+    while True:
+        try:
+            sources = [_source({**structure, **sizes}, n, arrays, image_size) for n in (1, 2)]
+            break
+        except ValueError as error:  # sizes that contradict each other, or an override that does not fit
+            message = str(error)
+            guilty = [field for field in sizes if re.search(rf"\b{field}\b", message)]
+            if not guilty:
+                raise ValueError(f"{where}: {message}") from error
+            keys = ", ".join(
+                f"{name} {tuple(arrays[name].shape)}" for name in {_SIZES[f][0]: 0 for f in guilty}
+            )
+            complaints.append(f"{message.removeprefix('TRecViTConfig: ')}, as {keys} tells")
+            for field in guilty:
+                del sizes[field]
+    return sources[0], sources[1], complaints
+
+
+def _shape(arrays: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of an array that can tell a size, else ()."""
+    shape = tuple(arrays[name].shape) if name in arrays else ()
+    return shape if len(shape) == ndim and 0 not in shape else ()
+
+
+def _source(
+    known: Mapping[str, Any], stand_in: int, arrays: Mapping[str, Tensor], image_size: Any
+) -> TRecViTConfig:
+    """The configuration with what is known, and with the first or second ``stand_in`` for every other size."""
+    # What is known must stay a multiple of the heads; what is not is made one.
+    width, lru_width = (n if isinstance(n := known.get(f), int) else 0 for f in ("width", "lru_width"))
+    common = math.gcd(width, lru_width // (2 if known["complex_lru"] else 1)) or 2
+    heads = known.get("num_heads", 1 if stand_in == 1 else common)
+    unknown = dict.fromkeys(_SIZES, stand_in) | dict.fromkeys(("width", "lru_width"), 8 * heads * stand_in)
+    fields = {**unknown, "num_heads": heads, **known}
+    config = TRecViTConfig(**fields, image_size=fields["patch_size"])
+    if config.posemb == "sincos2d":
+        return config.replace(image_size=224 if image_size is None else image_size)
+    down, across = config.patch_size
+    shape = _shape(arrays, _POSITIONS, 3)
+    patches = shape[1] if shape else 0
+    if image_size is not None:
+        asked = config.replace(image_size=image_size)
+        if asked.grid[0] * asked.grid[1] == patches:
+            return asked
+    side = math.isqrt(patches)
+    if not side or side * side != patches:
+        side = stand_in
+    return config.replace(image_size=(side * down, side * across))
+
+
+def _official_shapes(config: TRecViTConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        skeleton = TRecViT(config)
+    return {name: tuple(t.shape) for name, t in official.to_official(skeleton.state_dict(), config).items()}
 
 
 def _check_official(where: str, config: TRecViTConfig) -> None:
@@ -190,20 +252,6 @@ def _check_official(where: str, config: TRecViTConfig) -> None:
             raise ValueError(f"{where}: {name} must be {value!r} for an official checkpoint, got {got!r}")
     if config.conv1d_width < 1:
         raise ValueError(f"{where}: conv1d_width must be at least 1 for an official checkpoint, got 0")
-
-
-def _with_grid_of(source: TRecViTConfig, patches: int, image_size_given: bool) -> TRecViTConfig:
-    """The image that a table of positions is for: the given one if it has as many patches, or a square."""
-    down, across = source.grid
-    if image_size_given and down * across == patches:
-        return source
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise ValueError(
-            f"{_WHERE}: image_size must have {patches} patches, as many as the file has positions (they are"
-            f" no square grid), got {source.image_size if image_size_given else None}"
-        )
-    return source.replace(image_size=(side * source.patch_size[0], side * source.patch_size[1]))
 
 
 def save_official_checkpoint(model: TRecViT, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,9 @@ class TRecViTConfig:
         for name in ("complex_lru", "lru_gates", "temporal_skip"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"TRecViTConfig: {name} must be a bool, got {type(value).__name__}")
+        for name in ("pool", "posemb", "temporal", "lru_normalizer"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"TRecViTConfig: {name} must be a str, got {type(value).__name__}")
         if self.width % self.num_heads:
             _refuse("width", f"a multiple of num_heads = {self.num_heads}", self.width)
         heads = self.num_heads * (2 if self.complex_lru else 1)
@@ -150,8 +154,10 @@ class TRecViTConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TRecViTConfig:
-        """The inverse of ``to_dict``; ValueError names unknown fields."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> TRecViTConfig:
+        """The inverse of ``to_dict``; TypeError if ``fields`` is no mapping, ValueError names unknown fields."""
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"TRecViTConfig: fields must be a mapping by name, got {type(fields).__name__}")
         check_fields("TRecViTConfig", fields)
         return cls(**fields)
 
@@ -161,7 +167,7 @@ class TRecViTConfig:
         return dataclasses.replace(self, **overrides)
 
 
-def check_fields(where: str, fields: dict[str, Any]) -> None:
+def check_fields(where: str, fields: Mapping[str, Any]) -> None:
     """ValueError naming what is no field of the configuration."""
     known = [field.name for field in dataclasses.fields(TRecViTConfig)]
     if unknown := sorted(set(fields) - set(known)):

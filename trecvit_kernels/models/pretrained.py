@@ -6,21 +6,24 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
 from trecvit_kernels.models.trecvit import TRecViT, reset_linear
+from trecvit_kernels.ops._dtypes import REAL
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 # What decides which tensors a model has and how they are shaped, positions and classifier aside.
 _STRUCTURE = (
     "width",
@@ -38,66 +41,141 @@ _STRUCTURE = (
 )
 
 
+# Names of dtypes in the header of a safetensors file.
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class Described(NamedTuple):
+    """What the header of a file says about a tensor; a dtype that no weight has stays a word."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+
+
 def save(model: TRecViT, folder: str | Path) -> None:
-    """Write both files into an existing folder, each complete or not at all."""
+    """Write both files into an existing folder; what is there already is replaced when both are written."""
     folder = Path(folder)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
-    write_atomically(folder / CONFIG, (json.dumps(model.config.to_dict(), indent=2) + "\n").encode())
+    weights = safetensors.torch.save(state, metadata={"format": "pt"})
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    _write_together({folder / WEIGHTS: weights, folder / CONFIG: config.encode()})
+
+
+def save_pretrained(
+    model: TRecViT,
+    save_directory: str | Path,
+    *,
+    config: Any = None,
+    repo_id: str | None = None,
+    push_to_hub: bool = False,
+    model_card_kwargs: dict[str, Any] | None = None,
+    **push_to_hub_kwargs: Any,
+) -> str | None:
+    """What ``TRecViT.save_pretrained`` runs; ``config`` is that of the model, whatever is given."""
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder)
+    card = folder / "README.md"
+    if not card.exists():
+        model.generate_model_card(**(model_card_kwargs or {})).save(card)
+    if not push_to_hub:
+        return None
+    return model.push_to_hub(
+        repo_id or folder.resolve().name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target and move over it, so that nobody ever sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _write_together({path: content})
+
+
+def _write_together(contents: Mapping[Path, bytes]) -> None:
+    """``write_atomically`` of several files: none is replaced before all are written."""
+    written: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # mkstemp gives the file to its owner alone
-        os.replace(name, path)
+        for path, content in contents.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            written[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o644)  # mkstemp gives the file to its owner alone
+        for path, temporary in written.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 
 def load(
-    *,
-    model_id: str,
-    config: dict[str, Any] | None = None,
-    map_location: str | torch.device = "cpu",
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    **overrides: Any,
+    model_id: str | Path, *, map_location: str | torch.device = "cpu", **options_and_overrides: Any
 ) -> TRecViT:
-    """What ``TRecViT.from_pretrained`` runs once the Hub mixin has read config.json."""
-    where = "TRecViT.from_pretrained"
-    if config is None:
-        raise ValueError(f"{where}: {model_id} must have a {CONFIG}, found none")
-    source = TRecViTConfig.from_dict(config)
-    target = source.replace(where, **overrides)
-    if os.path.isdir(model_id):
-        path = os.path.join(model_id, WEIGHTS)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{where}: {model_id} must have a {WEIGHTS}, found none")
-    else:
-        path = hf_hub_download(
-            repo_id=model_id,
-            filename=WEIGHTS,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-    return build(where, source, read_safetensors(where, path), target).to(map_location)
+    """What ``TRecViT.from_pretrained`` runs: the options of ``hf_hub_download``, and fields of the configuration."""
+    where, model_id = "TRecViT.from_pretrained", str(model_id)
+    download = {k: options_and_overrides.pop(k) for k in _DOWNLOAD if k in options_and_overrides}
+    source = read_config(where, _find(where, model_id, CONFIG, download))
+    target = source.replace(where, **options_and_overrides)
+    path = _find(where, model_id, WEIGHTS, download)
+    return build(f"{where}: {path}", source, read_safetensors(where, path), target).to(map_location)
+
+
+def _find(where: str, model_id: str, name: str, download: Mapping[str, Any]) -> str:
+    """Path of a file in a folder, or of one from the Hub."""
+    if not os.path.isdir(model_id):
+        return str(hf_hub_download(repo_id=model_id, filename=name, **download))
+    path = os.path.join(model_id, name)
+    if not os.path.isfile(path):
+        kind = (
+            ValueError if name == CONFIG else FileNotFoundError
+        )  # without a config.json it is no such folder
+        raise kind(f"{where}: {model_id} must have a {name}, found none")
+    return path
+
+
+def check_folder(where: str, folder: Path) -> TRecViTConfig:
+    """The configuration in a folder of ``save_pretrained``, whose weights must fit it.
+
+    Of the weights only the header is read. FileNotFoundError or ValueError as from ``TRecViT.from_pretrained``.
+    """
+    config = read_config(where, _find(where, str(folder), CONFIG, {}))
+    path = _find(where, str(folder), WEIGHTS, {})
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in TRecViT(config).state_dict().items()}
+    compare(f"{where}: {path}", shapes, read_header(where, path), one_dtype=True)
+    return config
+
+
+def read_config(where: str, path: str | Path) -> TRecViTConfig:
+    """The configuration in a file; ValueError with its name if it is none."""
+    return parse_config(f"{where}: {path}", Path(path).read_bytes())
+
+
+def parse_config(where: str, text: str | bytes) -> TRecViTConfig:
+    """``TRecViTConfig.from_dict`` of JSON from a file: whatever is wrong with it is a ValueError."""
+    try:
+        return TRecViTConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:  # damaged JSON and UTF-8 are ValueErrors
+        raise ValueError(f"{where} must hold a configuration of a TRecViT as JSON ({error})") from error
 
 
 def read_safetensors(where: str, path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file; ValueError if it is damaged."""
     try:
         return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{where}: {path} must be a complete safetensors file ({error})") from error
+
+
+def read_header(where: str, path: str | Path) -> dict[str, Described]:
+    """Shapes and dtypes of all tensors of a file; ValueError if it is damaged or cut off."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return {
+                name: Described(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
+                for name, part in parts.items()
+            }
     except SafetensorError as error:
         raise ValueError(f"{where}: {path} must be a complete safetensors file ({error})") from error
 
@@ -154,27 +232,58 @@ def build(where: str, source: TRecViTConfig, state: Mapping[str, Tensor], target
     if new_classes and model.cls_head is not None:
         fresh["cls_head"] = model.cls_head, f"the classifier for {target.num_classes} classes"
     shapes = {n: t.shape for n, t in model.state_dict().items() if n.split(".")[0] not in fresh}
-    compare(where, shapes, state)
+    compare(where, shapes, state, one_dtype=True)
     model.load_state_dict(state, assign=True, strict=False)
+    device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
     for layer, what in fresh.values():
-        layer.to_empty(device=model.embedding.weight.device)
+        layer.to_empty(device=device)
         reset_linear(layer)
+        layer.to(dtype)
         warnings.warn(
             f"{where}: {what} is new and random (the weights have {source.num_classes} classes)", stacklevel=3
         )
     if target.posemb == "sincos2d":
-        model.pos_embedding = positions.sincos2d(*target.grid, target.width)
+        model.pos_embedding = positions.sincos2d(*target.grid, target.width).to(device, dtype)
     return model.requires_grad_()
 
 
-def compare(where: str, expected: Mapping[str, tuple[int, ...]], got: Mapping[str, Any]) -> None:
-    """ValueError naming every missing, unexpected and misshapen tensor."""
-    complaints = [f"missing {name}" for name in expected if name not in got]
+def compare(
+    where: str,
+    expected: Mapping[str, Sequence[int | None]],
+    got: Mapping[str, Any],
+    *,
+    one_dtype: bool = False,
+    complaints: Sequence[str] = (),
+) -> None:
+    """ValueError naming every missing, unexpected and misshapen tensor, after ``complaints`` that are known already.
+
+    None in an expected shape is a size that nothing tells. ``one_dtype``: those that are expected must have one dtype,
+    a floating one, and those of another dtype than most are named too.
+    """
+    complaints = list(complaints)
+    complaints += [f"missing {name}" for name in expected if name not in got]
     complaints += [f"unexpected {name} {tuple(got[name].shape)}" for name in got if name not in expected]
+    both = {name: (tuple(shape), tuple(got[name].shape)) for name, shape in expected.items() if name in got}
     complaints += [
-        f"misshapen {name}: must be {tuple(shape)}, got {tuple(got[name].shape)}"
-        for name, shape in expected.items()
-        if name in got and tuple(got[name].shape) != tuple(shape)
+        f"misshapen {name}: must be {str(wanted).replace('None', '?')}, got {found}"
+        for name, (wanted, found) in both.items()
+        if len(wanted) != len(found) or not all(map(_fits, wanted, found))
     ]
+    if one_dtype and both:
+        real = Counter(got[name].dtype for name in both if got[name].dtype in REAL)
+        usual = real.most_common(1)[0][0] if real else torch.float32
+        complaints += [
+            f"mistyped {name}: must have dtype {_word(usual)} like the others, got {_word(got[name].dtype)}"
+            for name in both
+            if got[name].dtype != usual
+        ]
     if complaints:
         raise ValueError(f"{where}: {len(complaints)} weights do not fit the model: {'; '.join(complaints)}")
+
+
+def _fits(wanted: int | None, found: int) -> bool:
+    return found > 0 if wanted is None else found == wanted
+
+
+def _word(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")

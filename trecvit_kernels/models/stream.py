@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from trecvit_kernels._checks import check_shape, check_tensor
 from trecvit_kernels.models import pretrained
-from trecvit_kernels.models.config import TRecViTConfig
 from trecvit_kernels.models.state import TRecViTState
 from trecvit_kernels.models.trecvit import TRecViT
 from trecvit_kernels.modules import temporal
@@ -49,9 +49,7 @@ class Stream:
     def __init__(self, model: TRecViT, batch_size: int = 1, cuda_graph: bool | str = "auto") -> None:
         if not isinstance(model, TRecViT):
             raise TypeError(f"Stream: model must be a TRecViT, got {type(model).__name__}")
-        if cuda_graph not in (True, False, "auto") or isinstance(cuda_graph, int) != isinstance(
-            cuda_graph, bool
-        ):
+        if not isinstance(cuda_graph, bool) and not (isinstance(cuda_graph, str) and cuda_graph == "auto"):
             raise TypeError(f'Stream: cuda_graph must be True, False or "auto", got {cuda_graph!r}')
         if model.training and model.config.dropout > 0:
             raise ValueError("Stream: model must be in evaluation mode, got a training model with dropout")
@@ -149,27 +147,21 @@ class Stream:
             raise ValueError(
                 f"{where}: {path} must be a state saved by Stream.save, got another safetensors file"
             )
-        config = TRecViTConfig.from_dict(json.loads(metadata["config"]))
-        tensors = pretrained.read_safetensors(where, path)
+        where = f"{where}: {path}"
+        if missing := [name for name in ("config", "weights", "frames") if name not in metadata]:
+            raise ValueError(f"{where} must have the metadata {', '.join(missing)}, found none of that name")
+        config = pretrained.parse_config(f"{where}: config", metadata["config"])
+        if not re.fullmatch("[0-9]{1,18}", metadata["frames"]):
+            raise ValueError(f"{where}: frames must be an int of at least 0, got {metadata['frames']!r:.99}")
+        tensors = pretrained.read_safetensors("Stream.load", path)
         device = self.model.embedding.weight.device
-        state = TRecViTState.from_tensors(config, tensors, int(metadata["frames"])).to(device)
-        state.check(where, self.model.config, self.batch_size, device)
+        try:
+            state = TRecViTState.from_tensors(config, tensors, int(metadata["frames"])).to(device)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        state.check(where, self.model.state_like(), self.batch_size, device)
         if metadata["weights"] != _fingerprint(self.model):
-            raise ValueError(
-                f"{where}: {path} must be a state of this model, got one of a model with other weights"
-            )
-        for name, tensor in self.model.init_state(self.batch_size).tensors().items():
-            shape = list(tensor.shape)
-            if name.endswith((".keys", ".values")):
-                shape[1] = temporal.kept_frames(state.frames, config.temporal_window)
-            check_shape(where, f"state {name}", state.tensors()[name], shape)
-            # Tails, keys and values have the dtype of the activations: under autocast not that of the weights.
-            if (
-                not name.endswith((".tail", ".keys", ".values"))
-                and state.tensors()[name].dtype != tensor.dtype
-            ):
-                got, expected = (_name(t.dtype) for t in (state.tensors()[name], tensor))
-                raise ValueError(f"{where}: state {name} must have dtype {expected}, got {got}")
+            raise ValueError(f"{where} must be a state of this model, got one of a model with other weights")
         self._state, self._frame_like = state, None
 
 

@@ -18,7 +18,7 @@ from trecvit_kernels._checks import check_device, check_dtype, check_like, check
 from trecvit_kernels.models import positions
 from trecvit_kernels.models.config import SIZES, TRecViTConfig
 from trecvit_kernels.models.encoder import encode, keep
-from trecvit_kernels.models.state import AnyLayerState, TRecViTState
+from trecvit_kernels.models.state import AnyLayerState, StateLike, TRecViTState
 from trecvit_kernels.modules import SpatialBlock, _init, temporal
 from trecvit_kernels.modules._residual import Residual, add_residual
 from trecvit_kernels.modules.linear import Linear
@@ -74,14 +74,14 @@ class TRecViT(
     """
 
     pos_embedding: Tensor
+    _state_like: StateLike | None = None
 
     def __init__(self, config: TRecViTConfig) -> None:
         super().__init__()
         if not isinstance(config, TRecViTConfig):
             raise TypeError(f"TRecViT: config must be a TRecViTConfig, got {type(config).__name__}")
-        self.config = config
+        self.config, self.activation_checkpointing = config, False
         width, (down, across) = config.width, config.grid
-        self.activation_checkpointing = False
         # The patch convolution as a matrix product on patches flattened as (row, column, colour).
         self.embedding = Linear(3 * config.patch_size[0] * config.patch_size[1], width)
         if config.posemb == "learned":
@@ -146,6 +146,8 @@ class TRecViT(
             fit, or an unknown intermediate.
         """
         self.check_video("TRecViT.forward", "video", video, ndim=5)
+        if isinstance(intermediates, str):  # else it would be taken letter by letter
+            raise TypeError(f"TRecViT.forward: intermediates must be a list of names, got {intermediates!r}")
         if unknown := [name for name in intermediates if name not in self.intermediate_names]:
             raise ValueError(
                 f"TRecViT.forward: intermediates must be among {', '.join(self.intermediate_names)},"
@@ -161,12 +163,9 @@ class TRecViT(
         pre_logits = F.dropout(pre_logits, self.config.dropout, self.training)
         pre_logits = pre_logits.unflatten(0, (video.shape[0], video.shape[1] // clips.shape[1]))
         if self.cls_head is None:
-            result = pre_logits.mean(dim=1)
-            return (
-                {**kept, "tokens": tokens, "encoded": encoded, "pre_logits": pre_logits}
-                if return_dict
-                else result
-            )
+            if not return_dict:
+                return pre_logits.mean(dim=1)
+            return {**kept, "tokens": tokens, "encoded": encoded, "pre_logits": pre_logits}
         logits = self.cls_head(pre_logits)
         if not return_dict:
             return logits.mean(dim=1)
@@ -209,10 +208,20 @@ class TRecViT(
             raise TypeError(f"TRecViT.init_state: batch_size must be an int, got {type(batch_size).__name__}")
         if batch_size < 1:
             raise ValueError(f"TRecViT.init_state: batch_size must be at least 1, got {batch_size}")
+        return self._start(batch_size)
+
+    def _start(self, batch_size: int) -> TRecViTState:
         layers = tuple(block.time.init_state(batch_size, self.config.tokens) for block in self._blocks())
         weight = self.embedding.weight
         mean = weight.new_zeros((batch_size, self.config.feature_width), dtype=state_dtype(weight.dtype))
         return TRecViTState(self.config, layers, mean)
+
+    def state_like(self) -> StateLike:
+        """What a state of this model looks like; kept, as every step looks at it."""
+        dtype = self.embedding.weight.dtype
+        if self._state_like is None or self._state_like.weights != dtype:
+            self._state_like = StateLike.of(self._start(0), dtype)  # no stream: nothing is allocated
+        return self._state_like
 
     def step(self, frame: Tensor, state: TRecViTState) -> tuple[Tensor, TRecViTState]:
         """Take the next frame, or the next few, of a stream.
@@ -229,7 +238,7 @@ class TRecViT(
 
         Raises:
             TypeError: frame or state is of a wrong type. ValueError: frame's shape or device does not fit the
-            model, or state belongs to another model, batch size or device.
+            model, or state belongs to another model, batch size, dtype or device.
         """
         _, state = self.step_features(frame, state)
         return self._classify(state.mean), state
@@ -240,7 +249,7 @@ class TRecViT(
         self.check_video("TRecViT.step", "frame", frame, ndim=4 if frame.ndim == 4 else 5)
         if not isinstance(state, TRecViTState):
             raise TypeError(f"TRecViT.step: state must be a TRecViTState, got {type(state).__name__}")
-        state.check("TRecViT.step", self.config, frame.shape[0], self.embedding.weight.device)
+        state.check("TRecViT.step", self.state_like(), frame.shape[0], frame.device)
         video = frame.unsqueeze(1) if frame.ndim == 4 else frame
         frames = state.frames + video.shape[1]
         # Without a state the blocks start a sequence: that is the reset of the first frame.
@@ -345,16 +354,18 @@ class TRecViT(
             )
         check_device(where, name, video, self.embedding.weight.device)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """As in ``ModelHubMixin``, which would remove config.json before the weights are written."""
         from trecvit_kernels.models import pretrained
 
-        pretrained.save(self, save_directory)
+        return pretrained.save_pretrained(self, save_directory, **options)
 
     @classmethod
-    def _from_pretrained(cls, **arguments: Any) -> TRecViT:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> TRecViT:
+        """As in ``ModelHubMixin``, which would read config.json unchecked."""
         from trecvit_kernels.models import pretrained
 
-        return pretrained.load(**arguments)
+        return pretrained.load(pretrained_model_name_or_path, **options)
 
 
 def reset_linear(linear: nn.Linear) -> None:
