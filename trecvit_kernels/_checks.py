@@ -28,6 +28,20 @@ def check_dtype(where: str, name: str, value: Tensor, allowed: Sequence[torch.dt
         raise TypeError(f"{where}: {name} must have dtype {_names(allowed)}, got {_names([value.dtype])}")
 
 
+def check_frames(where: str, name: str, value: Tensor) -> None:
+    """ValueError unless dim 1, time, has at least one frame."""
+    if value.shape[1] < 1:
+        raise ValueError(f"{where}: {name} must have at least one frame, got shape {tuple(value.shape)}")
+
+
+def check_int(where: str, name: str, value: object, at_least: int = 1) -> None:
+    """TypeError unless ``value`` is an int; ValueError if it is too small."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{where}: {name} must be an int, got {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{where}: {name} must be at least {at_least}, got {value}")
+
+
 def check_shape(where: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
     """ValueError unless the tensor has exactly this shape."""
     if tuple(value.shape) != tuple(shape):

@@ -198,9 +198,17 @@ RESET = torch.zeros(2, 3, dtype=torch.bool)
             TypeError,
             "reset must have dtype bool, got int64",
         ),
+        (GatedLRU(12, 2), {"x": X[:, :0]}, ValueError, "GatedLRU: x must have at least one frame, got"),
+        (CausalConv1d(12), {"x": X[:, :0]}, ValueError, r"CausalConv1d: x must have at least one frame, got"),
         (CausalConv1d(12), {"x": X[..., :6]}, ValueError, r"CausalConv1d: x must have shape \(2, 3, 4, 12\)"),
         (CausalConv1d(12), {"x": X, "tail": X[:, :2]}, ValueError, r"tail must have shape \(2, 3, 4, 12\)"),
         (CausalConv1d(12), {"x": X, "reset": RESET.T}, ValueError, r"reset must have shape \(2, 3\)"),
+        (
+            RecurrentBlock(12, 8, 2),
+            {"x": X[:, :0]},
+            ValueError,
+            "RecurrentBlock: x must have at least one frame",
+        ),
         (RecurrentBlock(12, 8, 2), {"x": X[..., :6]}, ValueError, r"RecurrentBlock: x must have shape"),
         (
             RecurrentBlock(12, 8, 2),
@@ -241,6 +249,9 @@ def test_arguments_that_do_not_fit(
         ),
         (lambda: GatedLRU(12, 4, min_radius=1.0), "min_radius must lie between 0 and 0.999, got 1.0"),
         (lambda: GatedLRU(12, 4, normalizer="l2"), "normalizer must be one of sqrt, convex, got 'l2'"),
+        (lambda: BlockDiagonalLinear(10, 10, 3), "width must be a multiple of num_heads = 3, got 10"),
+        (lambda: BlockDiagonalLinear(9, 10, 3), "out_width must be a multiple of num_heads = 3, got 10"),
+        (lambda: BlockDiagonalLinear(9, 9, 0), "num_heads must be at least 1, got 0"),
         (lambda: CausalConv1d(4, 0), "kernel_size must be at least 1, got 0"),
         (lambda: SpatialBlock(10, 4, 3), "width must be a multiple of num_heads = 3, got 10"),
         (lambda: SpatialBlock(12, 4, 3, dropout=1.0), r"dropout must lie in \[0, 1\), got 1.0"),
@@ -249,3 +260,21 @@ def test_arguments_that_do_not_fit(
 def test_sizes_that_do_not_fit(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_sizes_that_are_no_integers() -> None:
+    with pytest.raises(TypeError, match="CausalConv1d: kernel_size must be an int, got float"):
+        CausalConv1d(12, 2.5)
+    with pytest.raises(TypeError, match="BlockDiagonalLinear: num_heads must be an int, got float"):
+        BlockDiagonalLinear(12, 12, 2.0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
+def test_gated_lru_under_autocast(dtype: torch.dtype, backend: str) -> None:
+    """x becomes what the gates become."""
+    layer, x = GatedLRU(12, 2), rand(2, 3, 12).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = layer(x)
+    expected = torch.float64 if dtype == torch.float64 else torch.bfloat16
+    assert y.dtype == expected
+    assert torch.equal(y, layer(x.to(expected))[0])

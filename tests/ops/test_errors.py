@@ -199,6 +199,18 @@ def test_attention_settings():
             spatial_attention(qkv, 2, scale=scale)
 
 
+@pytest.mark.parametrize("scale", ("x", "0.5", [1.0], True, 1j), ids=repr)
+def test_attention_scale_of_another_type(scale):
+    with pytest.raises(TypeError, match="spatial_attention: scale must be a float or None, got"):
+        spatial_attention(_inputs("spatial_attention")["qkv"], 2, scale=scale)
+
+
+@pytest.mark.parametrize("reverse", ("yes", 1, None, torch.tensor(True)), ids=repr)
+def test_reverse_of_another_type(reverse):
+    with pytest.raises(TypeError, match="linear_scan: reverse must be a bool, got"):
+        linear_scan(**dict(_inputs("linear_scan"), reverse=reverse))
+
+
 def test_linear_scan_refuses_integers():
     for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn):
         bad = torch.ones(1, 2, 3).to(dtype)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import trecvit_kernels as tk
+
 from ._suite import assert_matches, cotangents_for, leaves, map_tensors, named_outputs, on, run, truth
 
 # One case per op: tracing is slow.
@@ -175,6 +177,64 @@ def test_meta_and_fake_tensors(op, backend, device):
             assert value.numel() == 0 or value.stride() == expected.stride(), f"{name} {key}"
 
 
+_META_CASES = {
+    "linear_scan": ("deep-lanes", "video-c64"),
+    "gated_lru": ("video-real-f32", "resets-complex-bf16"),
+    "recurrent_mixer": ("video-real-f32", "resets-complex-bf16"),
+    "spatial_attention": ("video-f32", "scaled-bf16"),
+}
+
+
+@pytest.mark.reference_only
+@pytest.mark.parametrize("autocast", (False, True), ids=("plain", "autocast"))
+def test_public_ops_on_meta(op, backend, autocast):
+    """Shapes and dtypes as of real tensors, gradients included, by the backend that has autograd there.
+
+    Autocast of the CPU does not concern them.
+    """
+    assert tk.backends.select(op.name, None, "meta", op.backends) == backend
+    expected = truth(op, op.case(_META_CASES[op.name][autocast]))
+    inputs = map_tensors(expected.inputs, lambda t: t.to("meta"))
+    cotangents = {key: value.to("meta") for key, value in expected.cotangents.items()}
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        got = dict(run(op, inputs, None, cotangents).items())
+    real = dict(expected.reference.items())
+    assert got.keys() == real.keys()
+    for key, value in got.items():
+        like = real[key]
+        assert (value.device.type, value.shape, value.dtype) == ("meta", like.shape, like.dtype), key
+
+
+@pytest.mark.parametrize("temporal", ("gated_lru", "attention", "lstm", "conv1d", "none"))
+def test_model_on_meta(temporal):
+    """A training step and a stream cost nothing there, and have the shapes of real ones."""
+    config = tk.TRecViTConfig(
+        width=8,
+        depth=1,
+        mlp_dim=8,
+        num_heads=2,
+        patch_size=(4, 4),
+        image_size=(8, 8),
+        num_classes=5,
+        temporal=temporal,
+    )
+    with torch.device("meta"):
+        model = tk.TRecViT(config)
+        logits = model(torch.rand(2, 3, 3, 8, 8))
+        logits.sum().backward()
+        stream, state = model.step(torch.rand(2, 3, 8, 8), model.init_state(2))
+    assert (logits.device.type, logits.shape) == (stream.device.type, stream.shape) == ("meta", (2, 5))
+    assert state.mean.shape == (2, config.feature_width)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.shape == parameter.shape, name
+
+
+def test_a_kernel_asked_for_on_meta_says_where_it_runs():
+    x = torch.empty(1, 2, 3, device="meta")
+    with pytest.raises(RuntimeError, match="linear_scan: backend 'native' cannot run here: "):
+        tk.ops.linear_scan(x, x, backend="native")
+
+
 @pytest.mark.parametrize("use_reentrant", (False, True))
 def test_checkpoint(op, backend, device, use_reentrant):
     inputs, cotangents = _inputs(op, device)
@@ -235,6 +295,24 @@ def test_autocast(op, backend, device):
         assert value.dtype == (torch.float32 if name == "h_last" else torch.bfloat16), name
         if name != "tail" or inputs["state"] is not None:
             assert value.equal(expected[name]), name
+
+
+@pytest.mark.ops("gated_lru", "recurrent_mixer")
+def test_autocast_of_activations_in_several_dtypes(op, backend, device):
+    """Some come from products that autocast has cast, others have not met one."""
+    inputs, _ = _inputs(op, device)
+    first, *others = ("x", "gate_x", "gate_a") if op.name == "gated_lru" else ("u", "v")
+    mixed = inputs | {other: inputs[other].to(torch.bfloat16) for other in others}
+    refused = f"{others[0]} must have dtype float{{}}, got bfloat16"
+    with torch.autocast(device, dtype=torch.bfloat16):
+        outputs, expected = (
+            named_outputs(op, op.function(**call, backend=backend)) for call in (mixed, inputs)
+        )
+        assert all(value.equal(expected[name]) for name, value in outputs.items())
+        with pytest.raises(TypeError, match=refused.format(64)):
+            op.function(**mixed | {first: mixed[first].double()}, backend=backend)
+    with pytest.raises(TypeError, match=refused.format(32)):
+        op.function(**mixed, backend=backend)
 
 
 def test_training_a_parameter_accumulates(op, backend, device):

@@ -7,7 +7,6 @@ instances of the original class still finds them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import importlib
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trecvit_kernels.ops._dtypes import state_dtype
+from trecvit_kernels.ops._registration import without_autocast
 from trecvit_kernels.ops.block_diagonal.op import block_diagonal
 from trecvit_kernels.ops.gated_lru.op import gated_lru
 
@@ -114,7 +114,7 @@ class _FusedRecurrence(nn.Module):
         h0 = self.recurrent_states
         if h0 is not None:
             h0 = h0.to(x.device, state_dtype(x.dtype))
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             y, self.recurrent_states = gated_lru(x, gate_x, gate_a, self.recurrent_param, h0=h0, reset=reset)
         return y
 
@@ -151,14 +151,6 @@ def _gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     heads, width, _ = weight.shape
     product = torch.baddbmm(bias[:, None], x.view(-1, heads, width).transpose(0, 1), weight)
     return product.transpose(0, 1).reshape(x.shape)
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    return (
-        torch.autocast(device, enabled=False)
-        if torch.is_autocast_enabled(device)
-        else contextlib.nullcontext()
-    )
 
 
 def _original_class() -> type[nn.Module]:

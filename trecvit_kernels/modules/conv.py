@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trecvit_kernels._checks import check_like, check_tensor
+from trecvit_kernels._checks import check_frames, check_int, check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.ops._dtypes import REAL
 from trecvit_kernels.ops.recurrent_mixer.reference import causal_conv1d
@@ -21,8 +21,8 @@ class CausalConv1d(nn.Module):
 
     def __init__(self, width: int, kernel_size: int = 4) -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise ValueError(f"CausalConv1d: kernel_size must be at least 1, got {kernel_size}")
+        check_int("CausalConv1d", "width", width)
+        check_int("CausalConv1d", "kernel_size", kernel_size)
         self.weight = nn.Parameter(torch.empty(kernel_size, width))
         self.bias = nn.Parameter(torch.empty(width))
         self.reset_parameters()
@@ -38,7 +38,7 @@ class CausalConv1d(nn.Module):
         r"""Convolve along time.
 
         Args:
-            x: (B, T, \*lanes, width), floating.
+            x: (B, T, \*lanes, width), floating, at least one frame.
             tail: (B, K-1, \*lanes, width), the frames before x, oldest first; None means zeros.
             reset: bool (B, T); frames before a reset are not read by frames at or after it.
 
@@ -52,6 +52,7 @@ class CausalConv1d(nn.Module):
         check_tensor(where, "x", x, ndim_at_least=3)
         shape = (*x.shape[:-1], self.weight.shape[1])
         check_like(where, "x", x, shape=shape, dtypes=REAL, device=self.weight.device)
+        check_frames(where, "x", x)
         if tail is not None:
             tail_shape = (x.shape[0], taps - 1, *x.shape[2:])
             check_like(where, "tail", tail, shape=tail_shape, dtypes=REAL, device=x.device)

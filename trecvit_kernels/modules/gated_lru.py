@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trecvit_kernels import ops
-from trecvit_kernels._checks import check_like, check_tensor
+from trecvit_kernels._checks import check_frames, check_int, check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.ops._dtypes import REAL
+from trecvit_kernels.ops._registration import autocast
 from trecvit_kernels.ops.block_diagonal.op import block_diagonal
 from trecvit_kernels.ops.gated_lru.op import NORMALIZERS
 
@@ -57,10 +58,19 @@ class BlockDiagonalLinear(nn.Module):
 
     ``weight`` (num_heads, width / num_heads, out_width / num_heads) starts as N(0, 1 / width), ``bias``
     (num_heads, out_width / num_heads) at 0.
+
+    Raises:
+        TypeError, ValueError: a size that is not a positive int, or heads that do not divide both widths.
     """
 
     def __init__(self, width: int, out_width: int, num_heads: int) -> None:
         super().__init__()
+        where = "BlockDiagonalLinear"
+        check_int(where, "num_heads", num_heads)
+        for name, size in (("width", width), ("out_width", out_width)):
+            check_int(where, name, size)
+            if size % num_heads:
+                raise ValueError(f"{where}: {name} must be a multiple of num_heads = {num_heads}, got {size}")
         self.weight = nn.Parameter(torch.empty(num_heads, width // num_heads, out_width // num_heads))
         self.bias = nn.Parameter(torch.empty(num_heads, out_width // num_heads))
         self.reset_parameters()
@@ -133,7 +143,7 @@ class GatedLRU(nn.Module):
             reset: bool (B, T), as in ``ops.gated_lru``: None with ``h0=None`` starts a sequence.
 
         Returns:
-            y like x, and the state after the last frame like h0.
+            y like x (under autocast in its dtype), and the state after the last frame like h0.
 
         Raises:
             TypeError, ValueError: an argument whose type, dtype, shape or device does not fit.
@@ -141,6 +151,8 @@ class GatedLRU(nn.Module):
         check_tensor("GatedLRU", "x", x, ndim_at_least=3)
         shape = (*x.shape[:-1], self.width)
         check_like("GatedLRU", "x", x, shape=shape, dtypes=REAL, device=self.a_param.device)
+        check_frames("GatedLRU", "x", x)
+        (x,) = autocast(x.device.type, x)  # as the gates come
         return ops.gated_lru(
             x,
             self.input_gate(x),

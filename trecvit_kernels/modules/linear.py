@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trecvit_kernels import backends
+from trecvit_kernels._checks import check_dtype
+from trecvit_kernels.ops._dtypes import REAL
 from trecvit_kernels.ops._recipe import Recipe
+from trecvit_kernels.ops._registration import autocasts
 from trecvit_kernels.ops.linear import native
 from trecvit_kernels.ops.linear.op import BACKENDS, NAME, linear_unchecked
 
@@ -49,6 +52,24 @@ def call_linear(layer: nn.Module, x: Tensor, recipe: Recipe | None) -> Tensor:
     if recipe is None or not isinstance(layer, Linear):
         return layer(x)
     return layer(x, recipe)
+
+
+def check_weights(where: str, x: Tensor, layer: nn.Module, *, layer_norm: bool = False) -> None:
+    """TypeError unless a block takes an x of this dtype, ``layer`` being its first linear layer.
+
+    That is the dtype of its weights or, on the CPU, 16 bits on float32 weights. Autocast makes the products of all but
+    float64 fit; not the ``layer_norm`` of a block that has one, on the CPU.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or x.dtype == weight.dtype or weight.dtype not in REAL:
+        return  # a layer of another kind (quantised, say) knows best
+    on_cpu, allowed = x.device.type == "cpu", [weight.dtype]
+    if on_cpu and weight.dtype == torch.float32:
+        allowed += [torch.bfloat16, torch.float16]
+    if not (layer_norm and on_cpu) and autocasts(x.device.type):
+        allowed += [dtype for dtype in REAL if dtype not in (*allowed, torch.float64)]
+    if x.dtype not in allowed:
+        check_dtype(f"{where} with weights in {str(weight.dtype).removeprefix('torch.')}", "x", x, allowed)
 
 
 class PackedWeights:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from trecvit_kernels import ops
-from trecvit_kernels._checks import check_like, check_tensor
+from trecvit_kernels._checks import check_frames, check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import MAX_RADIUS, GatedLRU
-from trecvit_kernels.modules.linear import Linear, call_linear
+from trecvit_kernels.modules.linear import Linear, call_linear, check_weights
 from trecvit_kernels.modules.norm import RMSNorm, norm_recipe
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops._recipe import worthwhile
@@ -74,7 +74,8 @@ class RecurrentBlock(nn.Module):
         r"""Mix over time.
 
         Args:
-            x: (B, T, \*lanes, width), floating; TRecViT: (B, T, N, D).
+            x: (B, T, \*lanes, width), in the dtype of the weights (on the CPU also 16 bits on float32 weights; under
+                autocast any but float64); TRecViT: (B, T, N, D).
             state: (h, tail) from a former call, h (B, \*lanes, lru_width) in the state dtype, tail
                 (B, K-1, \*lanes, lru_width). None starts a sequence, unless ``reset`` is given.
             reset: bool (B, T), as in ``ops.recurrent_mixer``.
@@ -88,6 +89,8 @@ class RecurrentBlock(nn.Module):
         check_tensor("RecurrentBlock", "x", x, ndim_at_least=3)
         shape = (*x.shape[:-1], self.width)
         check_like("RecurrentBlock", "x", x, shape=shape, dtypes=REAL, device=self.norm.scale.device)
+        check_frames("RecurrentBlock", "x", x)
+        check_weights("RecurrentBlock", x, self.linear_x)
         mixed, state = self.mix(Residual(x), state=state, reset=reset)
         return mixed.total(), state
 

@@ -11,7 +11,7 @@ from trecvit_kernels import ops
 from trecvit_kernels._checks import check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules._residual import Residual
-from trecvit_kernels.modules.linear import Linear, call_linear
+from trecvit_kernels.modules.linear import Linear, call_linear, check_weights
 from trecvit_kernels.modules.norm import norm_recipe
 from trecvit_kernels.ops._dtypes import REAL
 from trecvit_kernels.ops._recipe import Recipe, worthwhile
@@ -66,14 +66,15 @@ class SpatialBlock(nn.Module):
             nn.init.normal_(linear.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., N, width), floating -> the same.
+        """x (..., N, width), in the dtype of the weights (on the CPU also 16 bits on float32 weights) -> the same.
 
         Raises:
-            TypeError, ValueError: x is not a floating tensor of this width on the module's device.
+            TypeError, ValueError: x is not a tensor of such a dtype and of this width on the module's device.
         """
         check_tensor("SpatialBlock", "x", x, ndim_at_least=2)
         shape = (*x.shape[:-1], self.width)
         check_like("SpatialBlock", "x", x, shape=shape, dtypes=REAL, device=self.qkv.weight.device)
+        check_weights("SpatialBlock", x, self.qkv, layer_norm=True)
         return self.mix(Residual(x)).total()
 
     def mix(self, stream: Residual) -> Residual:

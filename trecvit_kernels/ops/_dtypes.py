@@ -17,5 +17,5 @@ COMPLEX = (torch.complex64, torch.complex128)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Accumulation dtype for tensors of ``dtype`` (DESIGN: state in float32, float64 for float64)."""
+    """Accumulation dtype for tensors of ``dtype``."""
     return _STATE[dtype]

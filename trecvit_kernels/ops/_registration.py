@@ -7,6 +7,7 @@ enters it only when a gradient is needed. That costs a third of ``torch.library.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "trecvit_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
 
 
 def define(
@@ -28,31 +30,28 @@ def define(
     room: str,
     fake: Callable[..., Any],
     flops: Callable[..., int],
+    flops_of_tensors: bool = False,
 ) -> Callable[..., Any]:
     """Register ``name`` with ``schema``, whose last argument must be ``str backend``.
 
     room: package that holds one module per backend, each with a function called ``name`` (taking the schema's
     arguments but ``backend``). fake: shapes and dtypes of the results, same arguments as the schema.
-    flops: 2 per multiply-add, from shapes, as ``torch.utils.flop_counter`` passes them.
+    flops: 2 per multiply-add (docs/benchmarks.md), from shapes, as ``torch.utils.flop_counter`` passes them, or from
+    the tensors themselves if ``flops_of_tensors``.
     """
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
 
     def run(*args: Any) -> Any:
         *arguments, backend = args
         function = getattr(importlib.import_module(f"{room}.{backend}"), name)
-        device = arguments[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return function(*arguments)
-        with torch.autocast(
-            device, enabled=False
-        ):  # dtypes are settled: it would round what is meant to be float32
+        with without_autocast(arguments[0].device.type):  # dtypes are settled
             return function(*arguments)
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _vmap_by_loop(packet.default), lib=_LIBRARY)
-    register_flop_formula(packet)(flops)
+    register_flop_formula(packet, get_raw=flops_of_tensors)(flops)
     return packet.default
 
 
@@ -109,9 +108,24 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(_ONCE)
 
 
+def autocasts(device: str) -> bool:
+    """Whether ``torch.autocast`` is on for tensors of this device type. It knows no ``meta`` and raises for it."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """For what autocast must leave alone: it would round products that are meant to be float32."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else contextlib.nullcontext()
+
+
+def dtypes_beside(dtype: torch.dtype, device: str) -> tuple[torch.dtype, ...]:
+    """What an activation beside one of ``dtype`` may have: the same or, under autocast, what is cast to the same."""
+    return (dtype,) if dtype == torch.float64 or not autocasts(device) else _CAST
+
+
 def autocast(device: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Under ``torch.autocast`` the activations of an op take the autocast dtype (its state stays float32)."""
-    if not torch.is_autocast_enabled(device):
+    if not autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

@@ -34,6 +34,7 @@ class TemporalAttention(TemporalBlock):
     """
 
     state_names = ("keys", "values")
+    first_linear = "qkv"
 
     def __init__(
         self,

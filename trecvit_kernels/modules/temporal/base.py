@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from trecvit_kernels._checks import check_device, check_like, check_shape, check_tensor
+from trecvit_kernels._checks import check_device, check_frames, check_like, check_shape, check_tensor
 from trecvit_kernels.modules._residual import Residual
+from trecvit_kernels.modules.linear import check_weights
 from trecvit_kernels.modules.norm import RMSNorm
 from trecvit_kernels.ops._dtypes import REAL
 
@@ -38,6 +39,7 @@ class TemporalBlock(nn.Module, abc.ABC):
 
     state_names: ClassVar[tuple[str, ...]]
     takes_reset: ClassVar[bool] = False
+    first_linear: ClassVar[str | None] = None  # the layer whose weights set the dtype of x; None: any will do
 
     def __init__(self, width: int, *, skip: bool = True) -> None:
         super().__init__()
@@ -60,7 +62,8 @@ class TemporalBlock(nn.Module, abc.ABC):
         r"""Mix over time.
 
         Args:
-            x: (B, T, \*lanes, width), floating, at least one frame; TRecViT: (B, T, N, D).
+            x: (B, T, \*lanes, width), at least one frame; dtype as in ``RecurrentBlock``, any for modules without
+                linear layers in front; TRecViT: (B, T, N, D).
             state: from ``init_state`` or a former call; None starts a sequence, unless ``reset`` is given.
             reset: bool (B, T), True where a new sequence starts; only some modules take it.
 
@@ -75,8 +78,9 @@ class TemporalBlock(nn.Module, abc.ABC):
         check_tensor(where, "x", x, ndim_at_least=3)
         shape = (*x.shape[:-1], self.width)
         check_like(where, "x", x, shape=shape, dtypes=REAL, device=self._device(x))
-        if x.shape[1] < 1:
-            raise ValueError(f"{where}: x must have at least one frame, got shape {tuple(x.shape)}")
+        check_frames(where, "x", x)
+        if self.first_linear is not None:
+            check_weights(where, x, getattr(self, self.first_linear))
         if state is not None:
             self._check_state(where, state, x)
         if reset is not None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trecvit_kernels import ops
-from trecvit_kernels._checks import check_like, check_tensor
+from trecvit_kernels._checks import check_frames, check_like, check_tensor
 from trecvit_kernels.modules import _init
 from trecvit_kernels.modules.conv import CausalConv1d
 from trecvit_kernels.modules.gated_lru import MAX_RADIUS, GatedLRU, check_lru, reset_decay
@@ -17,6 +17,7 @@ from trecvit_kernels.modules.linear import Linear
 from trecvit_kernels.modules.recurrent_block import reset_projections, zero_state
 from trecvit_kernels.modules.temporal.base import TemporalBlock, TemporalState
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
+from trecvit_kernels.ops._registration import without_autocast
 from trecvit_kernels.ops.gelu.op import gelu_tanh
 
 
@@ -73,6 +74,7 @@ class PlainLRU(nn.Module):
         check_like(
             "PlainLRU", "x", x, shape=(*x.shape[:-1], self.width), dtypes=REAL, device=self.a_param.device
         )
+        check_frames("PlainLRU", "x", x)
         dtype = state_dtype(x.dtype)
         if reset is None:
             reset = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -121,6 +123,7 @@ class AblatedRecurrentBlock(TemporalBlock):
     """
 
     state_names = ("h", "tail")
+    first_linear = "linear_x"
     takes_reset = True
 
     def __init__(
@@ -230,7 +233,7 @@ class LSTMBlock(TemporalBlock):
     ) -> tuple[Tensor, TemporalState]:
         batch, frames, *lanes, width = y.shape
         tubes = y.reshape(batch, frames, -1, width).transpose(1, 2).reshape(-1, frames, width)
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device.type):
             dtype = self.linear_out.weight.dtype
             before = None
             if state is not None:

@@ -29,6 +29,7 @@ class Conv1dBlock(TemporalBlock):
     """
 
     state_names = ("tail",)
+    first_linear = "linear_x"
     takes_reset = True
 
     def __init__(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
-from trecvit_kernels._checks import check_dtype, check_like, check_tensor
+from trecvit_kernels._checks import check_dtype, check_frames, check_like, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops._schedule import saved_states
@@ -46,7 +46,8 @@ def gated_lru(
 
     Args:
         x: (B, T, \*lanes, C), float32, bfloat16, float16 or float64. Complex: C = [real half | imaginary half].
-        gate_x, gate_a: gate pre-activations, dtype of ``x``; shape of ``x``, or half its channels if complex.
+        gate_x, gate_a: gate pre-activations, dtype of ``x`` (under autocast any but float64); shape of ``x``, or half
+            its channels if complex.
         a_param: (C), or (C/2) if complex; any real floating dtype.
         a_imag: (C/2) phase parameter; its presence makes the recurrence complex.
         h0: (B, \*lanes, C) state before the first frame, state dtype.
@@ -96,8 +97,7 @@ def _check(
     check_tensor(NAME, "x", x, ndim_at_least=3)
     check_dtype(NAME, "x", x, REAL)
     channels = x.shape[-1]
-    if x.shape[1] < 1:
-        raise ValueError(f"{NAME}: x must have at least one frame, got shape {tuple(x.shape)}")
+    check_frames(NAME, "x", x)
     if a_imag is not None:
         if channels % 2:
             raise ValueError(
@@ -105,8 +105,9 @@ def _check(
             )
         channels //= 2
     gate_shape = (*x.shape[:-1], channels)
+    dtypes = _registration.dtypes_beside(x.dtype, x.device.type)
     for name, gate in (("gate_x", gate_x), ("gate_a", gate_a)):
-        check_like(NAME, name, gate, shape=gate_shape, dtypes=(x.dtype,), device=x.device)
+        check_like(NAME, name, gate, shape=gate_shape, dtypes=dtypes, device=x.device)
     check_like(NAME, "a_param", a_param, shape=(channels,), dtypes=REAL, device=x.device)
     if a_imag is not None:
         check_like(NAME, "a_imag", a_imag, shape=(channels,), dtypes=REAL, device=x.device)
@@ -149,11 +150,11 @@ def _fake_backward(
 # FLOPs per gate element, an elementary function counted as one: 2 sigmoids (3 each), decay and exp (2), beta (3),
 # scaled input (2 real, 3 complex), recurrence (2 real; 8 + cos, sin and 2 products complex). The backward pass
 # recomputes the forward and does about twice its work.
-_FLOPS_REAL, _FLOPS_COMPLEX = 15, 26
+FLOPS_REAL, FLOPS_COMPLEX = 15, 26
 
 
 def _flops_forward(x_shape, gate_x_shape, *args, **kwargs) -> int:
-    per_element = _FLOPS_REAL if x_shape == gate_x_shape else _FLOPS_COMPLEX
+    per_element = FLOPS_REAL if x_shape == gate_x_shape else FLOPS_COMPLEX
     return per_element * torch.Size(gate_x_shape).numel()
 
 

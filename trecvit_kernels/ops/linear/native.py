@@ -46,6 +46,8 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (dtype := multiplied_in(x)) != x.dtype:
         wide = linear_forward(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         return wide.to(x.dtype)
+    if weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if x.numel() == 0 or weight.numel() == 0 or not has_onednn(x.dtype):
         return F.linear(x, weight, bias)
     # For a weight's gradient in bfloat16 the op below would copy x; PyTorch's default, oneDNN too, does not.

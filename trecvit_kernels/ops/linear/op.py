@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     check_tensor(NAME, "x", x, ndim_at_least=1)
     check_dtype(NAME, "x", x, REAL)
     check_tensor(NAME, "weight", weight, ndim_at_least=2)
-    dtypes = REAL if torch.is_autocast_enabled(x.device.type) else (x.dtype,)
+    dtypes = REAL if _registration.autocasts(x.device.type) else (x.dtype,)
     shape = (weight.shape[0], x.shape[-1])
     check_like(NAME, "weight", weight, shape=shape, dtypes=dtypes, device=x.device)
     if bias is not None:
@@ -63,7 +63,7 @@ def linear_unchecked(
     With a ``recipe`` for x it is the recipe's tensors that are saved for the backward pass, and x is made again there.
     """
     autocast = None
-    if torch.is_autocast_enabled(x.device.type):
+    if _registration.autocasts(x.device.type):
         x, weight = _registration.autocast(x.device.type, x, weight)
         bias = None if bias is None else bias.to(x.dtype)
         autocast = torch.get_autocast_dtype(x.device.type)
@@ -180,6 +180,6 @@ def _no_view(t: Tensor) -> Tensor:
 
 def _autocast_as(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     """Autocast to ``dtype`` or, for None, no autocast, whatever is in force now."""
-    if dtype is None and not torch.is_autocast_enabled(device):
+    if dtype is None and not _registration.autocasts(device):
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False)

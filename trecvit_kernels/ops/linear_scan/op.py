@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
-from trecvit_kernels._checks import check_dtype, check_like, check_tensor
+from trecvit_kernels._checks import check_dtype, check_frames, check_like, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import COMPLEX, REAL, state_dtype
 from trecvit_kernels.ops._schedule import saved_states
@@ -44,18 +44,19 @@ def linear_scan(
     copied first. Autocast leaves the op alone: a decay in 16 bits cannot come closer to 1 than 2^-8.
 
     Raises:
-        TypeError: not a tensor, or a dtype that does not fit.
+        TypeError: not a tensor, a dtype that does not fit, or ``reverse`` is no bool.
         ValueError: a shape, device or ``backend`` that does not fit.
         RuntimeError: the backend asked for cannot run here.
     """
     check_tensor(NAME, "a", a, ndim_at_least=2)
     check_dtype(NAME, "a", a, (*REAL, *COMPLEX))
-    if a.shape[1] < 1:
-        raise ValueError(f"{NAME}: a must have at least one frame, got shape {tuple(a.shape)}")
+    check_frames(NAME, "a", a)
     check_like(NAME, "b", b, shape=tuple(a.shape), dtypes=(a.dtype,), device=a.device)
     if h0 is not None:
         state_shape = (a.shape[0], *a.shape[2:])
         check_like(NAME, "h0", h0, shape=state_shape, dtypes=(state_dtype(a.dtype),), device=a.device)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"{NAME}: reverse must be a bool, got {type(reverse).__name__}")
     backend = backends.select(NAME, backend, a.device.type, BACKENDS)
     if backend == "reference":
         return reference.linear_scan(a, b, h0, reverse=reverse)
@@ -76,14 +77,14 @@ def _fake_backward(dh, dh_last, a, b, h0, reverse, states, backend):
     return a.new_empty(a.shape), b.new_empty(b.shape), dh_last.new_empty(dh_last.shape)
 
 
-def _flops_forward(a_shape, *args, **kwargs) -> int:
-    # One multiply-add per element. Shapes do not tell complex from real: complex elements cost 8 and count 2.
-    return 2 * torch.Size(a_shape).numel()
+def _flops_forward(a, *args, **kwargs) -> int:
+    # A multiply-add per element: 2 if real, 8 if complex.
+    return (8 if a.is_complex() else 2) * a.numel()
 
 
-def _flops_backward(dh_shape, *args, **kwargs) -> int:
-    # States again (2), the adjoint recurrence (2) and da = conj(h_{t-1}) G (1).
-    return 5 * torch.Size(dh_shape).numel()
+def _flops_backward(dh, *args, **kwargs) -> int:
+    # States again (2; complex 8), the adjoint recurrence (2; 8) and da = conj(h_{t-1}) G (1; 6).
+    return (22 if dh.is_complex() else 5) * dh.numel()
 
 
 _forward = _registration.define(
@@ -93,6 +94,7 @@ _forward = _registration.define(
     room=__package__,
     fake=_fake_forward,
     flops=_flops_forward,
+    flops_of_tensors=True,
 )
 _backward = _registration.define(
     "linear_scan_backward",
@@ -101,6 +103,7 @@ _backward = _registration.define(
     room=__package__,
     fake=_fake_backward,
     flops=_flops_backward,
+    flops_of_tensors=True,
 )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
-from trecvit_kernels._checks import check_dtype, check_like, check_tensor
+from trecvit_kernels._checks import check_dtype, check_frames, check_like, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops._recipe import Recipe
 from trecvit_kernels.ops._schedule import FRAMES_PER_STATE, saved_states
+from trecvit_kernels.ops.gated_lru.op import FLOPS_COMPLEX, FLOPS_REAL
 from trecvit_kernels.ops.gated_lru.reference import first_step_resets
 from trecvit_kernels.ops.recurrent_mixer import reference
 
@@ -185,10 +186,10 @@ def _check(
 ) -> None:
     check_tensor(NAME, "u", u, ndim_at_least=3)
     check_dtype(NAME, "u", u, REAL)
-    if u.shape[1] < 1:
-        raise ValueError(f"{NAME}: u must have at least one frame, got shape {tuple(u.shape)}")
+    check_frames(NAME, "u", u)
     channels = u.shape[-1]
-    check_like(NAME, "v", v, shape=tuple(u.shape), dtypes=(u.dtype,), device=u.device)
+    dtypes = _registration.dtypes_beside(u.dtype, u.device.type)
+    check_like(NAME, "v", v, shape=tuple(u.shape), dtypes=dtypes, device=u.device)
     check_tensor(NAME, "conv_weight", conv_weight, ndim_at_least=1)
     taps = conv_weight.shape[0]
     if taps < 1:
@@ -289,36 +290,30 @@ def _fake_backward_from(*args):
     return _fake_backward(*inputs, backend)
 
 
-def _matmul_flops(u_shape, gate_weight_shape) -> int:
+def _flops(u_shape, conv_weight_shape, gate_weight_shape) -> tuple[int, int, int]:
+    """Of the gates' products, the convolution (2 per tap), and the gated LRU (as in its room) with GELU gate (8)."""
     heads, width, out = gate_weight_shape
-    return 2 * 2 * torch.Size(u_shape[:-1]).numel() * heads * width * out
-
-
-def _elementwise_flops(u_shape, conv_weight_shape) -> int:
-    # Convolution (2 per tap), gated LRU (15 as in its room), GeLU gate (8).
-    return (2 * conv_weight_shape[0] + 23) * torch.Size(u_shape).numel()
-
-
-def _flops_forward(
-    u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
-) -> int:
-    return _matmul_flops(u_shape, gate_weight_shape) + _elementwise_flops(u_shape, conv_weight_shape)
-
-
-def _flops_backward(
-    dz, dh_last, u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
-) -> int:
-    # The gates again, then the products for dx and dW.
-    return 3 * (_matmul_flops(u_shape, gate_weight_shape) + _elementwise_flops(u_shape, conv_weight_shape))
-
-
-def _flops_backward_from(
-    dz, dh_last, u_shape, v_shape, conv_weight_shape, conv_bias_shape, gate_weight_shape, *args, **kwargs
-) -> int:
-    products, conv = _matmul_flops(u_shape, gate_weight_shape), 2 * conv_weight_shape[0]
+    tokens, channels, lru = torch.Size(u_shape[:-1]).numel(), heads * width, heads * out
+    lru *= FLOPS_REAL if width == out else FLOPS_COMPLEX
     return (
-        2 * products + 3 * _elementwise_flops(u_shape, conv_weight_shape) - conv * torch.Size(u_shape).numel()
+        4 * tokens * channels * out,
+        2 * tokens * channels * conv_weight_shape[0],
+        tokens * (lru + 8 * channels),
     )
+
+
+def _flops_forward(u, v, conv_weight, conv_bias, gate_weight, *args, **kwargs) -> int:
+    return sum(_flops(u, conv_weight, gate_weight))
+
+
+def _flops_backward(dz, dh_last, u, v, conv_weight, conv_bias, gate_weight, *args, **kwargs) -> int:
+    # Everything again, then the products for dx and dW.
+    return 3 * sum(_flops(u, conv_weight, gate_weight))
+
+
+def _flops_backward_from(dz, dh_last, u, v, conv_weight, conv_bias, gate_weight, *args, **kwargs) -> int:
+    products, convolution, rest = _flops(u, conv_weight, gate_weight)
+    return 2 * products + 2 * convolution + 3 * rest
 
 
 _forward = _registration.define(

@@ -6,7 +6,6 @@ where it was asked for (``backends.use("cuda")`` or TRECVIT_BACKEND=cuda): it wa
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
@@ -24,7 +23,7 @@ def is_fused(x: Tensor, *more: Tensor | None) -> bool:
 
 
 def _can_fuse(x: Tensor, *more: Tensor | None) -> bool:
-    return not _registration.needs_autograd(x, *more) and not torch.is_autocast_enabled(x.device.type)
+    return not _registration.needs_autograd(x, *more) and not _registration.autocasts(x.device.type)
 
 
 def residual_norm(

@@ -67,6 +67,8 @@ def _cases() -> list[Case]:
         Case("odd", (3, 1), 7, 3, 5),
         Case("deep-lead", (2, 1, 3), 6, 2, 4),
         Case("empty-batch", (0, 3), 9, 2, 8),
+        Case("no-tokens", (2, 3), 0, 2, 8),
+        Case("no-tokens-bf16", (2, 3), 0, 2, 8, torch.bfloat16),
     ]
     for layout in (
         "sliced",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trecvit_kernels import backends
-from trecvit_kernels._checks import check_dtype, check_tensor
+from trecvit_kernels._checks import check_dtype, check_int, check_tensor
 from trecvit_kernels.ops import _registration
 from trecvit_kernels.ops._dtypes import REAL, state_dtype
 from trecvit_kernels.ops.spatial_attention import reference, sdpa
@@ -40,22 +41,22 @@ def spatial_attention(
     Under autocast qkv is cast to the autocast dtype.
 
     Raises:
-        TypeError: qkv is not a tensor of a supported dtype, or num_heads not an int.
+        TypeError: qkv is not a tensor of a supported dtype, or num_heads not an int, or scale not a number.
         ValueError: the last dimension is not 3 H D, num_heads < 1, or scale is not finite.
         RuntimeError: the backend asked for cannot run here.
     """
     check_tensor(NAME, "qkv", qkv, ndim_at_least=2)
     check_dtype(NAME, "qkv", qkv, REAL)
-    if not isinstance(num_heads, int) or isinstance(num_heads, bool):
-        raise TypeError(f"{NAME}: num_heads must be an int, got {type(num_heads).__name__}")
-    if num_heads < 1:
-        raise ValueError(f"{NAME}: num_heads must be at least 1, got {num_heads}")
+    check_int(NAME, "num_heads", num_heads)
     if qkv.shape[-1] % (3 * num_heads) or qkv.shape[-1] == 0:
         raise ValueError(
             f"{NAME}: qkv must have 3 * num_heads * D = {3 * num_heads} * D channels, got shape {tuple(qkv.shape)}"
         )
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"{NAME}: scale must be finite, got {scale}")
+    if scale is not None:
+        if not isinstance(scale, (float, Real)) or isinstance(scale, bool):
+            raise TypeError(f"{NAME}: scale must be a float or None, got {type(scale).__name__}")
+        if not math.isfinite(scale):
+            raise ValueError(f"{NAME}: scale must be finite, got {scale}")
     (qkv,) = _registration.autocast(qkv.device.type, qkv)
     backend = backends.select(NAME, backend, qkv.device.type, BACKENDS)
     if has_kernel(backend, qkv.dtype, qkv.shape[-2], qkv.shape[-1] // (3 * num_heads)):

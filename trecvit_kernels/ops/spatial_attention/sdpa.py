@@ -14,7 +14,7 @@ from trecvit_kernels.ops._products import multiplied_in
 
 def spatial_attention(qkv: Tensor, num_heads: int, *, scale: float | None = None) -> Tensor:
     """Shapes as in ``op.py``; no copy of q, k or v is made, but for CPUs without products in the dtype of qkv."""
-    packed = qkv.reshape(-1, *qkv.shape[-2:])
+    packed = qkv.reshape(qkv.shape[:-2].numel(), *qkv.shape[-2:])
     # SDPA's fused kernels want exactly (batch, heads, tokens, dim); strides may be anything.
     if multiplied_in(qkv) == qkv.dtype or qkv.numel() == 0:
         q, k, v = _heads(packed, num_heads)
