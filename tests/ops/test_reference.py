@@ -42,7 +42,7 @@ def test_low_precision_rounds_only_at_the_edges(op, backend, case):
 @pytest.mark.parametrize("is_complex", (False, True), ids=("real", "complex"))
 @pytest.mark.parametrize("decay", ("typical", "near_one"))
 def test_gated_lru_backward_formulas(is_complex, normalizer, decay):
-    """Every line of the derivation (DESIGN section 3) against autograd of the reference."""
+    """Every line of the derivation (docs/design.md, Mathematics) against autograd of the reference."""
     kind = "complex" if is_complex else "real"
     name = f"near-one-{kind}-f64" if decay == "near_one" else f"resets-{kind}-f64"
     expected = truth(OPS["gated_lru"], OPS["gated_lru"].case(name))

@@ -1,4 +1,4 @@
-"""The Triton kernels move the bytes that their floors count (DESIGN, section 7), and little else.
+"""The Triton kernels move the bytes that their floors count (docs/design.md), and little else.
 
 Counted load by load in the interpreter: an element read twice counts twice, a masked lane not at all.
 """
