@@ -2,12 +2,14 @@
 
 Times of two days on a busy machine do not compare; ratios do, because both sides of a ratio were timed in turn. So a
 row's speed is its ratio to its peer (of a floor: the inverse), and its noise is put together from the quartiles of both
-files, with a least value. Where another peer was the fastest, nothing is concluded. Records compare as they are:
+files, with a least value. Where another peer was the fastest, the ratio to one that both files tried takes its place,
+with more noise: it was called twice only. Records compare as they are:
 numbers of FLOPs and bytes exactly, seconds only if the machine is the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from benchmarks.rows import Record, Result
 
 LEAST_NOISE = 0.05  # of a ratio: what a machine does between two runs, which the quartiles of neither show
 _FEW, _NOISE_OF_FEW = 4, 0.25  # fewer rounds than this have no quartiles to speak of
+_NOISE_OF_TRIED = 0.35  # of a ratio to a peer that was only tried
 _NOISE_OF_SECONDS = {"p99": 0.5}
 _USUAL_NOISE_OF_SECONDS = 0.15
 _EXACT = ("flops", "memory")  # suites whose values are counts, whatever their type in JSON
@@ -110,7 +113,10 @@ def _compare_rows(old: list[Result], new: list[Result], least_noise: float, foun
         if row.ratio is None and other.ratio is not None:
             found.slower.append(Change(_name(other), f"{other.ratio:.3g}×", row.note, 0.0, 0.0))
         elif row.ratio is not None and other.ratio is not None:
-            found.open.append(f"{row.what}: against {other.peer} before, against {row.peer} now")
+            if change := _change_by_tried(other, row, least_noise):
+                _file(change, found)
+            else:
+                found.open.append(f"{row.what}: against {other.peer} before, against {row.peer} now")
     found.gone += [_name(row) for row in before.values()]
 
 
@@ -130,6 +136,28 @@ def _ratio_change(old: Result, new: Result, least_noise: float) -> Change:
     counted = old.unit != "s"
     noise = 0.0 if counted else max(least_noise, math.hypot(_spread(old), _spread(new)))
     return Change(_name(new), f"{old.ratio:.3g}×", f"{new.ratio:.3g}×", factor, noise)
+
+
+def _change_by_tried(old: Result, new: Result, least_noise: float) -> Change | None:
+    """The change against the fastest peer of one file that the other has tried; None if there is none."""
+    for peer in (old.peer, new.peer):
+        before, now = _against(old, peer), _against(new, peer)
+        if before is not None and now is not None:
+            return _ratio_change(before, now, max(least_noise, _NOISE_OF_TRIED))
+    return None
+
+
+def _against(row: Result, peer: str) -> Result | None:
+    """The row as if ``peer`` had been timed: its ratio scaled by what both peers took when they were tried."""
+    if row.peer == peer:
+        return row
+    if row.ratio is None or peer not in row.tried or not row.tried.get(row.peer):
+        return None
+    factor = row.tried[peer] / row.tried[row.peer]
+    if row.floor:
+        factor = 1 / factor
+    low, high = (None if end is None else end * factor for end in (row.low, row.high))
+    return dataclasses.replace(row, peer=peer, ratio=row.ratio * factor, low=low, high=high)
 
 
 def _spread(row: Result) -> float:

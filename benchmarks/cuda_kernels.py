@@ -21,7 +21,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kernels import BEGIN, END, cuobjdump, rewrite
+from benchmarks import code
+from benchmarks.kernels import BEGIN, END, cuobjdump, rewrite, size
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -50,7 +51,8 @@ def kernel_sources() -> list[Path]:
 
 
 def sources() -> str:
-    """A short digest of everything that is compiled: the CUDA sources and what they include, not the CPU's headers."""
+    """A short digest of everything that is compiled: the CUDA sources and what they include, not the CPU's
+    headers; without comments."""
     found, todo = set[Path](), kernel_sources()
     while todo:
         file = todo.pop()
@@ -60,7 +62,7 @@ def sources() -> str:
             todo += [(file.parent / name).resolve() for name in included]
     digest = hashlib.sha256()
     for file in sorted(found):
-        digest.update(f"{file.relative_to(CSRC)}\n{file.read_text()}".encode())
+        digest.update(f"{file.relative_to(CSRC)}\n{code.of(file)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -143,7 +145,7 @@ def tables(found: Iterable[Reading], architectures: Sequence[str], tools: str) -
 
 
 def _cell(reading: Reading) -> str:
-    shared = f" · {reading.shared / 1024:.3g} kB" if reading.shared else ""
+    shared = f" · {size(reading.shared)}" if reading.shared else ""
     spilled = reading.local > allowed_local(reading.kernel)
     local = (
         f" · **{reading.local} B spilled**" if spilled else f" · {reading.local} B" if reading.local else ""

@@ -4,10 +4,11 @@ A file holds
 
 - ``command``, ``date`` (UTC), ``hardware`` (``hardware.describe``), ``rates`` (``hardware.rates``),
 - ``kernels``: ``kernels_digest()`` of the checkout that was measured,
+- ``multiplied_in_float32``: the 16-bit dtypes in which this CPU has no instructions for matrix products,
 - ``settings``: device, dtypes, quick, tiny, floors_only,
 - ``rows``: the ratios, each a ``rows.Result``, and ``records``: other values, each a ``rows.Record``.
 
-Files from before the last three existed are read too.
+Files from before the last four existed are read too.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import code
 from benchmarks.rows import Record, Result
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 _HEADER = ("command", "date", "hardware", "rates")
 # Of trecvit_kernels, what has no part in any measured time or count.
-_UNMEASURED = ("__main__.py", "cli.py", "video.py", "demo.py", "tasks", "training")
+_UNMEASURED = (
+    "__main__.py",
+    "_inference.py",  # the command line's
+    "_training_commands.py",
+    "cli.py",
+    "video.py",
+    "demo.py",
+    "tasks",
+    "training",
+)
 
 
 def save(path: Path, results: Sequence[Result], run: dict[str, Any], records: Sequence[Record] = ()) -> None:
@@ -97,7 +108,8 @@ def kernels_digest() -> str:
     """16 hexadecimal digits that change with any source that decides speed, memory or counted FLOPs.
 
     These are csrc/, CMakeLists.txt and trecvit_kernels without its command line, video files, tasks and training.
-    Results whose ``kernels`` is another value were measured with other kernels than those of this checkout.
+    Comments, docstrings and blank lines do not count (``benchmarks/code.py``). Results whose ``kernels`` is another
+    value were measured with other kernels than those of this checkout.
     """
     top = ROOT.parent
     files = [path for path in (top / "csrc").rglob("*") if path.is_file()]
@@ -106,6 +118,6 @@ def kernels_digest() -> str:
     files.append(top / "CMakeLists.txt")
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda path: path.relative_to(top).as_posix()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(top).as_posix()} {len(content)}\n".encode() + content)
+        content = code.of(path)
+        digest.update(f"{path.relative_to(top).as_posix()} {len(content)}\n{content}".encode())
     return digest.hexdigest()[:16]

@@ -103,7 +103,7 @@ class Result:
     ratio: how many times faster than the peer; of a floor, how many times its value. low and high are the
     quartiles of the ratio over the rounds. tried: seconds of every peer's second call, by name. peers: names of all,
     whether they could run or not. suite: the one that yielded the row; "" in files from before there were suites.
-    ours_low and ours_high: quartiles of ours over the rounds.
+    ours_low and ours_high: quartiles of ours over the rounds; theirs_low and theirs_high: of theirs.
     """
 
     group: str
@@ -125,6 +125,8 @@ class Result:
     suite: str = ""
     ours_low: float | None = None
     ours_high: float | None = None
+    theirs_low: float | None = None
+    theirs_high: float | None = None
 
     @property
     def key(self) -> Key:
@@ -247,13 +249,16 @@ def measure(row: Comparison | Counted, clock: Clock = seconds) -> Result:
     ratios = [a / b if row.floor else b / a for a, b in zip(pair.ours, theirs)]
     low, ratio, high = quartiles(ratios)
     ours_low, ours, ours_high = quartiles(pair.ours)
+    theirs_low, their, theirs_high = quartiles(theirs)
     return _replace(
         empty,
         peer=fastest.name,
         ours=ours,
         ours_low=ours_low,
         ours_high=ours_high,
-        theirs=quartiles(theirs)[1],
+        theirs=their,
+        theirs_low=theirs_low,
+        theirs_high=theirs_high,
         ratio=ratio,
         low=low,
         high=high,

@@ -91,9 +91,10 @@ def describe(at: Setting, command: str) -> dict[str, Any]:
         "date": results.today(),
         "hardware": hardware.describe(at.device),
         "kernels": results.kernels_digest(),
+        "multiplied_in_float32": [_dtype_name(dtype) for dtype in at.widened],
         "settings": {
             "device": at.device,
-            "dtypes": [str(dtype).removeprefix("torch.") for dtype in at.dtypes],
+            "dtypes": [_dtype_name(dtype) for dtype in at.dtypes],
             "quick": at.quick,
             "tiny": at.tiny,
             "floors_only": at.floors_only,
@@ -138,8 +139,13 @@ def open_ledger(
         say(
             f"{path} has other {', '.join(different)}: all rows are measured anew; the old file is {kept.name}"
         )
-    about["rates"] = hardware.rates(at)
+    no_rates = [f"matmul_{name}" for name in about["multiplied_in_float32"]]  # they are float32's
+    about["rates"] = {name: rate for name, rate in hardware.rates(at).items() if name not in no_rates}
     return Ledger(path, about)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -43,13 +43,20 @@ class Setting:
     def budget(self, usual: Budget, quick: Budget) -> Budget:
         return Budget(0.0, 1, 1) if self.tiny else quick if self.quick else usual
 
+    @property
+    def widened(self) -> tuple[torch.dtype, ...]:
+        """16-bit dtypes in which the device has no instructions for matrix products: they are made in float32."""
+        if self.device != "cpu":
+            return ()
+        return tuple(dtype for dtype in (torch.bfloat16, torch.float16) if dtype in _products.WIDENED)
+
     def in_dtype(self, dtype: torch.dtype) -> Setting:
         """With floors only where a CPU has no instructions for products in ``dtype``.
 
         Models of others, and ours on reference ops, take up to 40 times as long there as in float32.
         """
-        widened = self.device == "cpu" and dtype in _products.WIDENED
-        return dataclasses.replace(self, floors_only=True) if widened and not self.tiny else self
+        widened = dtype in self.widened and not self.tiny
+        return dataclasses.replace(self, floors_only=True) if widened else self
 
     def dtypes_or(self, *usual: torch.dtype) -> tuple[torch.dtype, ...]:
         return self.dtypes or usual

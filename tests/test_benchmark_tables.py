@@ -122,15 +122,16 @@ def test_times_have_their_quartiles() -> None:
     row = Result(
         "ops", "scan", "copy", 2.5e-3, 1e-3, ratio=2.5, low=2.4, high=2.6, rounds=5, floor=True, nbytes=10**7
     )
-    row = dataclasses.replace(row, ours_low=2.44e-3, ours_high=2.6e-3)
+    row = dataclasses.replace(row, ours_low=2.44e-3, ours_high=2.6e-3, theirs_low=9e-4, theirs_high=1.1e-3)
     cells = tables.cells(row, 1e10)
     assert cells[1] == "2.50 ms (2.44–2.60)"
+    assert cells[3] == "1.00 ms (0.90–1.10)"
     assert cells[4] == "2.50× of it (2.40–2.60)"
     assert cells[7:] == ("10.0", "4.0", "40")
     assert tables.cells(dataclasses.replace(row, rounds=1), None)[1::8] == ("2.50 ms", "")
 
 
-def test_shares_of_bytes_are_fractions() -> None:
+def test_shares_of_bytes_are_decimals_in_both_columns() -> None:
     row = Result(
         "memory",
         "peak",
@@ -145,7 +146,14 @@ def test_shares_of_bytes_are_fractions() -> None:
         limit=1 / 12,
         rounds=1,
     )
-    assert tables.cells(row, 1e10)[1:7] == ("6.00 GB", "ViViT-L", "71.00 GB", "1/11.8 of it", "≤ 1/12", "no")
+    assert tables.cells(row, 1e10)[1:7] == (
+        "6.00 GB",
+        "ViViT-L",
+        "71.00 GB",
+        "0.085× of it",
+        "≤ 0.0833×",
+        "no",
+    )
 
 
 def test_memory_is_broken_down_and_shown_over_frames() -> None:
@@ -239,6 +247,32 @@ def test_the_readme_shows_one_cpu(about, folder) -> None:
     assert "Measured on a CPU with AVX-512 too ([benchmarks.md](docs/benchmarks.md)): [1.json](" in brief
     assert "### Measured on a CPU with AVX-512" in whole
     assert " too (" not in whole
+
+
+def test_a_rate_that_is_float32s_is_not_called_bfloat16(about) -> None:
+    about = about | {"multiplied_in_float32": ["bfloat16", "float16"]}
+    assert pages.speeds(about).endswith(
+        "matrix product 100 GFLOP/s float32; bfloat16: multiplied in float32."
+    )
+    about["rates"] = about["rates"] | {"matmul_bfloat16": 1e11}
+    assert "GFLOP/s bfloat16" not in pages.speeds(about)
+
+
+def test_commands_that_measure_everything_are_one() -> None:
+    every = "python -m benchmarks"
+    assert pages.command(f"{every} --save") == every
+    parts = [f"{every} {words} --save" for words in ("ops model", "flops memory streaming", "scaling")]
+    assert pages.command(" && ".join(parts)) == f"{every} flops memory ops model streaming scaling"
+    assert pages.command(" && ".join([*parts, f"{every} integrations"])) == every
+    for other in (f"{every} --device cuda --save", "python -m other"):
+        assert pages.command(f"{every} && {other}") == f"{every} && {other}"
+
+
+def test_products_that_beat_the_floor_are_explained(about, folder) -> None:
+    for ratio in (0.9, 1.1):
+        row = _result("TRecViT-B forward", "its matrix products and attention alone", ratio, 1.08, floor=True)
+        text = pages.block(pages.PAGE, [pages.Run(folder / "cpu.json", [row], [], about)])
+        assert ("A ratio below 1 of" in text) == (ratio < 1)
 
 
 def test_only_committed_files_make_pages(tmp_path) -> None:

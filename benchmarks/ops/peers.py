@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from benchmarks.setting import Setting
 from trecvit_kernels.ops.gated_lru import reference as gated_lru_reference
 from trecvit_kernels.ops.linear_scan import reference as linear_scan_reference
 
@@ -82,10 +84,20 @@ def in_float32(function: Function) -> Function:
     """function, 16-bit tensors widened before and its result rounded back: a state in 16 bits forgets too much."""
 
     @functools.wraps(function)
-    def run(*tensors: Any, **more: Any) -> Tensor:
-        return function(*(_widened(t) for t in tensors), **more).to(tensors[0].dtype)
+    def run(*tensors: Any, **named: Any) -> Tensor:
+        dtype = next(t.dtype for t in (*tensors, *named.values()) if isinstance(t, Tensor))
+        wide, wide_named = tree_map(_widened, (tensors, named))
+        return function(*wide, **wide_named).to(dtype)
 
     return run
+
+
+def multiplied_as_ours(function: Function, dtype: torch.dtype, at: Setting) -> Function:
+    """function, which has matrix products, in float32 where the CPU has no instructions for products in ``dtype``.
+
+    There ours multiplies in float32 too; PyTorch's emulated 16-bit products take up to 40 times as long.
+    """
+    return in_float32(function) if dtype in at.widened else function
 
 
 def _widened(t: Any) -> Any:

@@ -23,9 +23,11 @@ from benchmarks.ops.rooms import Room, takes_only
 from benchmarks.setting import Setting
 
 # Frames up to which: loops in Python are worth a wait; so is the reference's backward pass, in which every frame
-# touches all of them (other eager peers have none of that); and compiling, which takes many seconds.
+# touches all of them (other eager peers have none of that); and compiling, on a CPU fewer with gradients, in bfloat16
+# and complex: it takes time as the number of frames squared, minutes for the gradients of 32, and these are slow.
 _LOOPED, _SHORT = 4096, 16
-_COMPILED = {"cpu": 16, "cuda": 32}
+_COMPILED, _COMPILED_ALSO = 32, 16
+_MULTIPLY = ("recurrent_mixer",)  # ops whose reference multiplies matrices in 16 bits
 _SDPA = {"cpu": ("FLASH_ATTENTION", "MATH"), "cuda": gpu_peers.SDPA}
 _GATED_LRU = ("x", "gate_x", "gate_a", "a_param", "a_imag")
 _MIXER = ("u", "v", "conv_weight", "conv_bias", "gate_x_weight", "gate_x_bias", "gate_a_weight", "gate_a_bias",
@@ -51,11 +53,13 @@ class Rival:
 def rivals(room: Room, case: Any, at: Setting, direction: str, backend: str) -> list[Rival]:
     """Those that can do this case on this device; backend: of our op, where a peer is made of parts of ours."""
     frames = getattr(case, "frames", 1)
-    found = []
+    found, reference = [], room.reference
+    if room.name in _MULTIPLY:
+        reference = peers.multiplied_as_ours(reference, case.dtype, at)
     if frames <= (_LOOPED if direction == "forward" else _SHORT):
-        found.append(Rival("eager reference", room.reference))
+        found.append(Rival("eager reference", reference))
     if _compiles(at, case, direction):
-        found.append(Rival("torch.compile of the reference", peers.compiled(room.reference)))
+        found.append(Rival("torch.compile of the reference", peers.compiled(reference)))
     return found + _OTHERS.get(room.name, _none)(case, at, direction, backend)
 
 
@@ -89,12 +93,15 @@ def _gated_lru(case: Any, at: Setting, direction: str, backend: str) -> list[Riv
         found["eager, gates of all frames at once"] = peers.in_float32(peers.eager_gated_lru)
     if at.device == "cuda" and not case.complex:
         compiling = not (at.quick or at.tiny)
-        gates = gpu_peers.compiler(at.tiny)(gpu_peers.gates) if compiling else gpu_peers.gates
+        compiled = gpu_peers.compiler(at.tiny) if compiling else _as_it_is
+        gates, lanes_first = (compiled(made) for made in (gpu_peers.gates, gpu_peers.gates_lanes_first))
         prefix = "compiled gates" if compiling else "gates"
         for kernel in ("fused_recurrent_hgrn", "chunk_hgrn"):
             found[f"{prefix} + {kernel}"] = _real(gpu_peers.hgrn(kernel, gates))
         if case.frames > 64:
-            found[f"{prefix} + accelerated_scan.scalar"] = _real(gpu_peers.accelerated_scan_gates(gates))
+            for kernel in gpu_peers.real_scans():
+                scan = gpu_peers.accelerated_scan_gates(kernel, lanes_first)
+                found[f"{prefix} + accelerated_scan.{kernel}"] = _real(scan)
     return [Rival(name, _named(function, *_GATED_LRU)) for name, function in found.items()]
 
 
@@ -105,6 +112,9 @@ def _linear_scan(case: Any, at: Setting, direction: str, backend: str) -> list[R
     if case.frames <= _LOOPED:
         eager = _named(peers.in_float32(peers.eager_linear_scan), "a", "b")
         found.append(Rival("eager, fused multiply-adds", eager))
+        # The forward pass that is compiled is the reference's, which is the same. This one's gradient compiles fast.
+        if at.device == "cpu" and direction != "forward" and _compiles(at, case, "forward"):
+            found.append(Rival("torch.compile, fused multiply-adds", peers.compiled(eager)))
     if at.device == "cuda":
         kernels = ["complex"] if case.dtype.is_complex else ["scalar", "warp"]
     else:
@@ -120,8 +130,13 @@ def _linear_scan(case: Any, at: Setting, direction: str, backend: str) -> list[R
 def _recurrent_mixer(case: Any, at: Setting, direction: str, backend: str) -> list[Rival]:
     if case.reset != "none" or case.frames > _LOOPED:
         return []
-    eager = functools.partial(peers.mixer_by_parts, recurrence=peers.in_float32(peers.eager_gated_lru))
-    ours = functools.partial(gpu_peers.recurrent_mixer, backend=backend)
+    eager, ours = (
+        peers.multiplied_as_ours(parts, case.dtype, at)
+        for parts in (
+            functools.partial(peers.mixer_by_parts, recurrence=peers.in_float32(peers.eager_gated_lru)),
+            functools.partial(gpu_peers.recurrent_mixer, backend=backend),
+        )
+    )
     found = [
         Rival("eager conv, gate products, recurrence, GELU gate", _named(eager, *_MIXER, more=("state",))),
         Rival("eager conv, gate products, our gated_lru, GELU gate", _named(ours, *_MIXER, more=("state",))),
@@ -134,8 +149,9 @@ def _recurrent_mixer(case: Any, at: Setting, direction: str, backend: str) -> li
 
 def _spatial_attention(case: Any, at: Setting, direction: str, backend: str) -> list[Rival]:
     return [
-        Rival(f"SDPA {name}", _named(gpu_peers.attention(name, case.heads, case.scale), "qkv"))
+        Rival(f"SDPA {name}", peers.multiplied_as_ours(_named(run, "qkv"), case.dtype, at))
         for name in _SDPA[at.device]
+        for run in (gpu_peers.attention(name, case.heads, case.scale),)
     ]
 
 
@@ -148,12 +164,15 @@ _OTHERS: dict[str, Callable[[Any, Setting, str, str], list[Rival]]] = {
 
 
 def _compiles(at: Setting, case: Any, direction: str) -> bool:
-    """On the CPU for the forward pass only, and not in float16: the rows with targets have compiled gradients."""
-    if at.quick or at.tiny or getattr(case, "complex", case.dtype.is_complex):
+    """Whether compiling is worth the wait: on a CPU not in float16 too, which bfloat16 stands for."""
+    is_complex, frames = getattr(case, "complex", case.dtype.is_complex), getattr(case, "frames", 1)
+    if at.quick or at.tiny or frames > _COMPILED:
         return False
-    if getattr(case, "frames", 1) > _COMPILED[at.device]:
-        return False
-    return at.device != "cpu" or (direction == "forward" and case.dtype != torch.float16)
+    if at.device == "cuda":
+        return not is_complex
+    if case.dtype == torch.float32:
+        return frames <= _COMPILED_ALSO or (direction == "forward" and not is_complex)
+    return case.dtype == torch.bfloat16 and not is_complex and frames <= _COMPILED_ALSO
 
 
 def _named(function: Function, *names: str, more: tuple[str, ...] = ()) -> Function:
@@ -167,6 +186,10 @@ def _named(function: Function, *names: str, more: tuple[str, ...] = ()) -> Funct
 
 def _positional(function: Function, *names: str) -> Function:
     return lambda *values: function(**dict(zip(names, values)))
+
+
+def _as_it_is(function: Function) -> Function:
+    return function
 
 
 def _real(function: Function) -> Function:

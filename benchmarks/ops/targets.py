@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import trecvit_kernels as tk
 from benchmarks import floors
+from benchmarks.gpu import timing as gpu_timing
 from benchmarks.ops import peers
 from benchmarks.ops.calls import row_label, training_of
 from benchmarks.ops.checks import check_gated_lru, check_linear_scan
@@ -112,6 +114,7 @@ def _gated_lru_rows(
         budget=budget,
     )
     yield train(peers=_eager_training(inputs, dy), limit=_TRAINING_EAGER)
+    yield train(peers=[Peer("associative_scan", training_of(peers.associative_gated_lru, inputs, dy))])
     if compilable:
         gradients = training_of(peers.compiled(peers.eager_gated_lru), inputs, dy)
         yield train(peers=[Peer("torch.compile", gradients)], limit=_TRAINING_COMPILED)
@@ -158,7 +161,7 @@ def _linear_scan_rows(
     if compile_scan:
         scan = peers.compiled(peers.associative_linear_scan)
         rivals.append(_peer("torch.compile of associative_scan", scan, [a, b]))
-    yield Comparison(
+    forward = Comparison(
         "ops",
         row_label("linear_scan", case, "forward"),
         functools.partial(_linear_scan, a, b),
@@ -168,23 +171,38 @@ def _linear_scan_rows(
         nbytes=linear_scan_cases.bytes_moved(case, "forward"),
         budget=budget,
     )
+    yield forward
+    yield _beside_a_copy(forward)
 
     dh = torch.randn_like(b)
     own_dh = peers.lanes_first(dh)
-    yield Comparison(
+    rivals = [
+        Peer("eager, fused multiply-adds", training_of(peers.eager_linear_scan, [a, b], dh)),
+        Peer("associative_scan", training_of(peers.associative_linear_scan, [a, b], dh)),
+        Peer("accelerated_scan.ref", training_of(peers.accelerated_scan, own, own_dh), from_own),
+    ]
+    if compilable and not dh.is_complex():
+        gradients = training_of(peers.compiled(peers.eager_linear_scan), [a, b], dh)
+        rivals.append(Peer("torch.compile, fused multiply-adds", gradients))
+    train = Comparison(
         "ops",
         row_label("linear_scan", case, "forward + backward"),
         training_of(_linear_scan, [a, b], dh),
-        [
-            Peer("eager, fused multiply-adds", training_of(peers.eager_linear_scan, [a, b], dh)),
-            Peer("associative_scan", training_of(peers.associative_linear_scan, [a, b], dh)),
-            Peer("accelerated_scan.ref", training_of(peers.accelerated_scan, own, own_dh), from_own),
-        ],
+        rivals,
         check,
         _SCAN,
         nbytes=_both(linear_scan_cases, case),
         budget=budget,
     )
+    yield train
+    yield _beside_a_copy(train)
+
+
+def _beside_a_copy(row: Comparison) -> Comparison:
+    """The same work beside a copy of its bytes, for the scan's shapes, which are no cases of the op's folder."""
+    assert row.nbytes is not None
+    copy = Peer("copy of the same bytes", gpu_timing.copy(row.nbytes, "cpu"), None)
+    return dataclasses.replace(row, peers=[copy], floor=True, limit=None)
 
 
 def _peer(name: str, function: Callable[..., Tensor], inputs: Sequence[Any]) -> Peer:

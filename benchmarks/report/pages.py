@@ -13,18 +13,21 @@ from benchmarks import results as files
 from benchmarks.report import plots, record_tables, tables
 from benchmarks.report.tables import Table
 from benchmarks.rows import Record, Result
+from benchmarks.suites import SUITES
+from benchmarks.suites.model import PRODUCTS
 
 TOP = files.ROOT.parent
 README, PAGE = TOP / "README.md", TOP / "docs" / "benchmarks.md"
 DETAILS, FIGURES = TOP / "docs" / "results", TOP / "docs" / "figures"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 THEMES = ("light", "dark")
+_COMMAND = "python -m benchmarks"
 STALE = "**These numbers are not of this checkout's kernels"
 _GROUPS = ("ops", "layer", "model", "streaming", "memory", "integrations")
 _FIGURES = {  # file name -> what it shows, in words
     "costs": "FLOPs and peak memory of a training step over frames, TRecViT against ViViT",
     "streaming": "Latency of streamed frames, and memory over a long stream",
-    "bandwidth": "Share of the machine's copy bandwidth that each op reaches",
+    "bandwidth": "Bytes moved per second, of the machine's copy, by ops without matrix products",
     "scaling": "Time and memory over frames, tokens and batch, with fitted slopes",
 }
 CONVENTIONS = (
@@ -33,11 +36,17 @@ CONVENTIONS = (
     " computed by hand, because no library has the model."
 )
 _HOW_TIMED = (
-    "Times are medians; a ratio is the median over rounds in which both sides ran directly after each other."
-    " Quartiles are in parentheses. `≤`: of a floor, lower is better. `≥`: times faster, higher is better."
+    "Times are medians; a ratio is the median over rounds in which both sides ran directly after each other, which need"
+    " not be the ratio of the medians where the machine's speed changed between rounds. Quartiles are in parentheses."
+    " `≤`: of a floor, lower is better. `≥`: times faster, higher is better."
 )
 
 
+_FASTER_PRODUCTS = (
+    f'A ratio below 1 of "{PRODUCTS}": in float32 our linear layers call oneDNN, whose products are the faster ones'
+    " there; the floor's are MKL's."
+)
+_BY_BYTES = "Ops with matrix products are not in the figure: the tables measure them against these products."
 _INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "SSE2"}
 
 
@@ -253,24 +262,41 @@ def speeds(about: dict[str, Any]) -> str:
     if "copy" in rates:
         fresh = f", into fresh memory {_rate(rates['copy_fresh'])}" if "copy_fresh" in rates else ""
         parts.append(f"Copy into place {_rate(rates['copy'])}{fresh} (read + write)")
+    widened = about.get("multiplied_in_float32", ())
     products = [
         f"{rates[name] / 1e9:.0f} GFLOP/s {dtype}"
         for dtype in ("float32", "bfloat16")
-        if (name := f"matmul_{dtype}") in rates
+        if dtype not in widened and (name := f"matmul_{dtype}") in rates
     ]
     if products:
         parts.append(f"matrix product {', '.join(products)}")
+    if "bfloat16" in widened:
+        parts.append("bfloat16: multiplied in float32")
     return "; ".join(parts) + "." if parts else ""
 
 
 def origin(run: Run, page: Path) -> str:
     """Where the numbers come from, and whether they still hold."""
     about = run.about
-    lines = f"Measured by `{about['command']}`: {source(run, page)}"
+    lines = f"Measured by `{command(about['command'])}`: {source(run, page)}"
     if about.get("settings", {}).get("quick"):
         lines += " A quick run: few rounds, so that quartiles are wide."
     kernels = f", kernels `{about['kernels']}`" if "kernels" in about else ""
     return f"{lines}\nMachine: {machine(about)}{kernels}."
+
+
+def command(given: str) -> str:
+    """Commands that went on with one file, as the one that measures the same; others as they are."""
+    chosen: list[str] = []
+    for part in given.split(" && "):
+        _, start, rest = part.partition(_COMMAND)
+        words = rest.split()
+        names = [word for word in words if word in SUITES]
+        if not start or set(words) - {*names, "--save"}:
+            return given
+        chosen += names or SUITES
+    names = [name for name in SUITES if name in chosen]
+    return " ".join([_COMMAND, *(names if len(names) < len(SUITES) else [])])
 
 
 def source(run: Run, page: Path) -> str:
@@ -333,8 +359,10 @@ def _on_machine(page: Path, run: Run) -> Iterator[str]:
         each = "operation, the shape, dtype and peer" if brief else "operation, shape and dtype, the peer"
         yield f"**Speed.** {_HOW_TIMED} Of each {each} nearest to missing the target, or missing it most."
         yield markdown(tables.comparisons("", rows, run.about, brief=True))
+        if any(r.peer == PRODUCTS and r.ratio is not None and r.ratio < 1 for r in rows):
+            yield _FASTER_PRODUCTS
     if "bandwidth" in figures:
-        yield picture(page, "bandwidth", run)
+        yield f"{picture(page, 'bandwidth', run)}\n\n{_BY_BYTES}"
 
 
 def picture(page: Path, name: str, run: Run) -> str:

@@ -34,12 +34,12 @@ _FLOP_LINES = {
 _MEMORY_LINES = {
     "TRecViT-B": ("TRecViT-B", 0, "-"),
     "TRecViT-B, checkpointed blocks": ("TRecViT-B, checkpoints", 0, ":"),
-    "ViViT-L 1x16x16, eager attention": ("ViViT-L, eager attention", 1, "-"),
-    "ViViT-L 1x16x16, flash attention": ("ViViT-L, flash attention", 1, "--"),
+    "ViViT-L 1x16x16, eager attention": ("ViViT-L 1×16×16, eager", 1, "-"),
+    "ViViT-L 1x16x16, flash attention": ("ViViT-L 1×16×16, flash", 1, "--"),
     "ViViT-L 2x16x16, eager attention": ("ViViT-L 2×16×16, eager", 4, "-"),
     "ViViT-L 2x16x16, flash attention": ("ViViT-L 2×16×16, flash", 4, "--"),
-    "ViViT-B 1x16x16, eager attention": ("ViViT-B, eager attention", 2, "-"),
-    "ViViT-B 1x16x16, flash attention": ("ViViT-B, flash attention", 2, "--"),
+    "ViViT-B 1x16x16, eager attention": ("ViViT-B 1×16×16, eager", 2, "-"),
+    "ViViT-B 1x16x16, flash attention": ("ViViT-B 1×16×16, flash", 2, "--"),
     "ViViT-L factorised self-attention 1x16x16, eager attention": ("ViViT-L fact. self-att.", 3, "-"),
 }
 _SCALED = (  # value, its slope, unit, title, label
@@ -47,6 +47,8 @@ _SCALED = (  # value, its slope, unit, title, label
     ("bytes", "slope_bytes", 1e9, "Memory", "memory, GB (10⁹ bytes)"),
 )
 _MOST_BARS, _MOST_STREAMS = 24, 4
+_MULTIPLY = ("recurrent_mixer", "spatial_attention")  # bound by their matrix products, not by bytes
+_COPY = "copy of the same bytes"
 Draw = Callable[[Any, Theme], Any]  # (pyplot, theme) -> figure
 
 
@@ -79,7 +81,7 @@ def drawable(results: Sequence[Result], records: Sequence[Record]) -> list[str]:
     there = {
         "costs": _over_frames(records, "flops", "flop") or _over_frames(records, "memory", "total"),
         "streaming": any(r.values.get("latencies") for r in of_suite(records, "streaming")),
-        "bandwidth": any(_moves_bytes(r) for r in results),
+        "bandwidth": any(map(_is_bound_by_bytes, results)),
         "scaling": any("size" in r.at for r in of_suite(records, "scaling")),
     }
     return [name for name, found in there.items() if found]
@@ -136,10 +138,10 @@ def costs(plt: Any, theme: Theme, records: Sequence[Record]) -> Any:
 
 
 def bandwidth(plt: Any, theme: Theme, results: Sequence[Result], copy_rate: float) -> Any:
-    """Bytes per second of every op and direction, as a share of the copy bandwidth, beside copies of the same bytes."""
+    """Bytes per second of ops without matrix products, as a share of the copy's, beside copies of the same bytes."""
     bars = _bars(results, copy_rate)
     if not bars:
-        raise ValueError("bandwidth: no result has bytes and a time")
+        raise ValueError("bandwidth: no result of an op without matrix products has bytes and a time")
     names = list(dict.fromkeys(bar[0] for bar in bars))
     figure, axes = plt.subplots(
         figsize=(9.6, 1.5 + 0.22 * len(bars) + 0.3 * len(names)), layout="constrained"
@@ -164,6 +166,7 @@ def bandwidth(plt: Any, theme: Theme, results: Sequence[Result], copy_rate: floa
         text.set_fontweight("bold" if text.get_text() in names else "normal")
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
+    axes.set_title("Bytes moved per second, of the machine's copy")
     axes.set_xlabel("least bytes / time, as a share of the copy bandwidth (%)")
     rate = f"{copy_rate / 1e9:.1f} GB/s" if copy_rate < 1e12 else f"{copy_rate / 1e12:.2f} TB/s"
     marks = [axes.axvline(100, color=theme.text, linewidth=1.2, linestyle="--", zorder=4)]
@@ -242,6 +245,7 @@ def scaling(plt: Any, theme: Theme, records: Sequence[Record]) -> Any:
     dtypes = len({r.at.get("dtype") for r in points}) > 1
     grown = list(dict.fromkeys(str(r.at["axis"]) for r in points))
     lines = {axis: list(dict.fromkeys(_line_of(r) for r in points if r.at["axis"] == axis)) for axis in grown}
+    styles = {key: index for index, key in enumerate(dict.fromkeys(_style_of(_line_of(r)) for r in points))}
     heights = [max(2.7, 0.6 * len(lines[axis])) for axis in grown]  # inches; a line takes three in the legend
     figure, every = plt.subplots(
         len(grown), 3, figsize=(10.8, 0.2 + sum(heights)), height_ratios=heights, width_ratios=(1.2, 1.2, 1),
@@ -250,7 +254,8 @@ def scaling(plt: Any, theme: Theme, records: Sequence[Record]) -> Any:
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     for (*panels, key), axis in zip(every, grown, strict=True):
         marks: dict[str, Any] = {}
-        for index, line in enumerate(lines[axis]):
+        for line in lines[axis]:
+            index = styles[_style_of(line)]
             text = _slopes(
                 f"{line[0]}, {line[2]}" if dtypes else line[0], fits.get(line, fits.get((*line[:2], ""), {}))
             )
@@ -271,7 +276,10 @@ def scaling(plt: Any, theme: Theme, records: Sequence[Record]) -> Any:
             axes.minorticks_off()
             _plain_log_ticks(axes.yaxis)
         key.axis("off")
-        key.legend(marks.values(), marks.keys(), loc="center left", borderaxespad=0.0, handlelength=1.6)
+        key.legend(
+            marks.values(), marks.keys(), loc="center left", borderaxespad=0.0, handlelength=1.6,
+            title="slopes fitted to the upper half", alignment="left",
+        )  # fmt: skip
     return figure
 
 
@@ -288,6 +296,11 @@ def _slopes(what: str, fitted: dict[str, Any]) -> str:
 def _line_of(record: Record) -> tuple[str, str, str]:
     """What, axis and dtype of a scaling record, of a point or of the slope through them."""
     return record.what.removesuffix(" slope"), str(record.at.get("axis")), str(record.at.get("dtype", ""))
+
+
+def _style_of(line: tuple[str, str, str]) -> tuple[str, str]:
+    """What looks the same over every axis: the name without sizes, and the dtype."""
+    return name_of(line[0]), line[2]
 
 
 def _over_frames(records: Sequence[Record], suite: str, name: str) -> dict[str, dict[int, float]]:
@@ -316,13 +329,12 @@ def _bars(results: Sequence[Result], copy_rate: float) -> list[tuple[str, str, f
     Of too many, those in 32 bits, and of these the largest; the tables have all.
     """
     rows: dict[str, list[Result]] = {}
-    for r in results:
-        if _moves_bytes(r):
-            rows.setdefault(r.what, []).append(r)
+    for r in filter(_is_bound_by_bytes, results):
+        rows.setdefault(r.what, []).append(r)
     if len(rows) > _MOST_BARS:
         usual = [what for what in rows if ", float32" in what or ", complex64" in what]
         rows = {what: rows[what] for what in usual} or rows
-    names = list(dict.fromkeys(name_of(what) for what in rows))
+    names = sorted({name_of(what) for what in rows}, key=_by_op)
     each = max(1, _MOST_BARS // len(names)) if names else 0
     bars = []
     for name in names:
@@ -334,14 +346,23 @@ def _bars(results: Sequence[Result], copy_rate: float) -> list[tuple[str, str, f
                 100 * r.nbytes / r.ours / copy_rate for r in same if r.nbytes and r.ours
             )
             floors = [
-                100 * r.nbytes / r.theirs / copy_rate for r in same if r.floor and r.nbytes and r.theirs
+                100 * r.nbytes / r.theirs / copy_rate
+                for r in same
+                if r.peer == _COPY and r.nbytes and r.theirs
             ]
             bars.append((name, what.removeprefix(name).lstrip(", "), share, floors[0] if floors else None))
     return bars
 
 
-def _moves_bytes(result: Result) -> bool:
-    return bool(result.nbytes and result.ours and result.unit == "s")
+def _by_op(name: str) -> tuple[str, bool, str]:
+    """Place of "complex scan forward": op, then real before complex, then the direction."""
+    op, _, direction = name.removeprefix("complex ").partition(" ")
+    return op, name.startswith("complex "), direction
+
+
+def _is_bound_by_bytes(result: Result) -> bool:
+    moves = bool(result.nbytes and result.ours and result.unit == "s")
+    return moves and _by_op(name_of(result.what))[0] not in _MULTIPLY
 
 
 def _plain_log_ticks(axis: Any) -> None:

@@ -30,21 +30,19 @@ def cells(result: Result, copy_rate: float | None) -> tuple[str, ...]:
     """One row of the comparison, under ``HEADINGS``; copy_rate: bytes/s of a copy, read and write."""
     ratio = target = mbytes = rate = share = ""
     if result.ratio is not None and result.low is not None and result.high is not None:
-        ratio = f"{_times(result.ratio, result.unit)} {'of it' if result.floor else 'faster'}"
+        ratio = f"{_times(result.ratio)} {'of it' if result.floor else 'faster'}"
         if result.rounds > 1:
             ratio += f" ({three(result.low)}–{three(result.high)})"
     if result.limit is not None:
-        target = f"{'≤' if result.floor else '≥'} {_limit(result.limit, result.unit)}"
+        target = f"{'≤' if result.floor else '≥'} {result.limit:.3g}×"
     if result.nbytes is not None:
         mbytes = f"{result.nbytes / 1e6:.1f}"
         if result.ours and result.unit == "s":
             rate = f"{result.nbytes / result.ours / 1e9:.1f}"
             if copy_rate:
                 share = f"{100 * result.nbytes / result.ours / copy_rate:.0f}"
-    spread = None
-    if result.rounds > 1 and result.ours_low is not None and result.ours_high is not None:
-        spread = result.ours_low, result.ours_high
-    ours, theirs = quantity(result.ours, result.unit, spread), quantity(result.theirs, result.unit)
+    ours = quantity(result.ours, result.unit, _spread(result, result.ours_low, result.ours_high))
+    theirs = quantity(result.theirs, result.unit, _spread(result, result.theirs_low, result.theirs_high))
     return (
         result.what,
         ours,
@@ -122,15 +120,14 @@ def three(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _times(ratio: float, unit: str) -> str:
-    """A ratio; small shares of bytes as 1/n."""
-    return f"1/{three(1 / ratio)}" if unit == "B" and 0 < ratio < 0.4 else f"{three(ratio)}×"
+def _spread(result: Result, low: float | None, high: float | None) -> tuple[float, float] | None:
+    """The quartiles, where there are rounds to have some."""
+    return (low, high) if result.rounds > 1 and low is not None and high is not None else None
 
 
-def _limit(limit: float, unit: str) -> str:
-    parts = 1 / limit
-    whole = unit == "B" and parts > 1.5 and abs(parts - round(parts)) < 1e-9
-    return f"1/{round(parts)}" if whole else f"{limit:g}×"
+def _times(ratio: float) -> str:
+    """A ratio, shares below 1 with three decimals where two would leave one digit."""
+    return f"{ratio:.3f}×" if 0 < ratio < 0.1 else f"{three(ratio)}×"
 
 
 def verdict(met: bool | None) -> str:

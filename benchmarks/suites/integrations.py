@@ -88,6 +88,8 @@ def rows(at: Setting) -> Iterator[Comparison]:
     for dtype in at.dtypes_or(torch.float32, torch.bfloat16):
         yield from _rows_of(at, _rg_lru_case(at, sizes, dtype, source))
         yield from _rows_of(at, _decoding_case(at, sizes, dtype, source))
+        if at.in_dtype(dtype).floors_only:
+            continue  # without instructions for products in it, these are emulated in most of the model, on both sides
         for case in _model_cases(at, sizes, dtype, source):
             yield from _rows_of(at, case)
 
@@ -210,6 +212,9 @@ def _rg_lru_case(at: Setting, sizes: Sizes, dtype: torch.dtype, source: Any) -> 
         module.recurrent_states = None
         return module(x, positions)
 
+    originals: dict[str, nn.Module] = {_ORIGINAL: original}
+    if dtype in at.widened:  # ours multiplies in float32 there
+        originals[f"{_ORIGINAL}, in float32"] = _InFloat32(original)
     x = torch.randn(
         batch, width, frames, device=at.device, dtype=dtype
     ).mT  # as the convolution hands it over
@@ -217,7 +222,7 @@ def _rg_lru_case(at: Setting, sizes: Sizes, dtype: torch.dtype, source: Any) -> 
         f"RecurrentGemma's RG-LRU, {{}}, {_name(dtype)}, {sizes.rg_lru}",
         call,
         _patched(original),
-        {_ORIGINAL: original},
+        originals,
         (x,),
         cut=functools.partial(_first_head, source),
         channels=width // sizes.heads,
@@ -225,7 +230,20 @@ def _rg_lru_case(at: Setting, sizes: Sizes, dtype: torch.dtype, source: Any) -> 
     )
 
 
+class _InFloat32(nn.Module):
+    """A float32 copy of an RG-LRU, for 16-bit activations."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.inner: Any = copy.deepcopy(original).float()
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        self.inner.recurrent_states = None
+        return self.inner(x.float(), positions).to(x.dtype)
+
+
 def _decoding_case(at: Setting, sizes: Sizes, dtype: torch.dtype, source: Any) -> Case:
+    """Both sides multiply one frame in the dtype of the weights, whether the CPU has instructions for it or not."""
     batch, _, width = sizes.rg_lru
     original = _rg_lru(at, sizes, dtype, source)
     state = torch.randn(batch, width, device=at.device)

@@ -1,11 +1,13 @@
 """Every op, backend, dtype and case against its peers and a copy of the same bytes, forward and forward + backward.
 
-On the CPU the rows that have targets come first (ops_targets.py). The others grow by themselves with what the ops'
+On the CPU the rows that have targets come first (ops/targets.py). The others grow by themselves with what the ops'
 folders offer. They have no target: the ratio to the best peer, the GB/s and the share of the copy are for information.
+What a row with a target compares with peers already is not compared again.
 
 Two things make them a little different from the rows with targets. Inputs that would stay in the CPU's cache are there
 several times, at other addresses, and calls take them in turn; the copy does the same. 16-bit peers compute in float32
-and round their result, as ours does: in 16 bits the state of a long sequence would be lost.
+and round their result, as ours does: recurrences everywhere, because in 16 bits the state of a long sequence would be
+lost, and matrix products where the CPU has no instructions for them in 16 bits.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from benchmarks.ops import targets as ops_targets
 from benchmarks.ops.calls import inference_of, row_label, training_of
 from benchmarks.ops.rivals import Own, check, rivals
 from benchmarks.ops.rooms import Room, Turns, input_sets, rooms
-from benchmarks.rows import Comparison, Peer
+from benchmarks.rows import Comparison, Key, Peer
 from benchmarks.setting import Setting
 from benchmarks.timing import Budget, Work
 
@@ -47,8 +49,14 @@ _PYTORCHS = {"sdpa": "PyTorch's SDPA"}
 def rows(at: Setting) -> Iterator[Comparison]:
     """All rows, each made when it is asked for, its tensors when its check runs."""
     dtypes = at.dtypes_or(*(_DTYPES[:1] if at.tiny else _DTYPES))
+    compared, seen = set[str](), set[Key]()  # with peers, by rows with targets; these rows' keys
     if at.device == "cpu" and torch.float32 in dtypes:
-        yield from ops_targets.rows(at)
+        for row in ops_targets.rows(at):
+            yield row
+            seen.add(row.key)
+            if not row.floor:
+                compared.add(row.what)
+            del row  # its tensors are large
     for room in rooms():
         named: dict[str, Any] = {}  # a label -> its case: two that differ in something else get their names
         names = [name for name in room.available(at.device) if name != "reference"]
@@ -59,7 +67,9 @@ def rows(at: Setting) -> Iterator[Comparison]:
             label = row_label(room.name, case, "{}")
             if named.setdefault(label, case) is not case:
                 label = f"{label}, {case.name}"
-            yield from _case_rows(at, room, case, label, names)
+            for row in _case_rows(at, room, case, label, names):
+                if row.key not in seen and (row.floor or row.what not in compared):
+                    yield row
 
 
 def _case_rows(at: Setting, room: Room, case: Any, label: str, names: list[str]) -> Iterator[Comparison]:

@@ -311,13 +311,17 @@ def test_every_line_says_what_was_found() -> None:
 
 def test_the_digest_changes_with_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results.kernels_digest()) == 16
-    for name in ("csrc/op/cpu.cpp", "trecvit_kernels/ops/op.py", "trecvit_kernels/cli.py", "CMakeLists.txt"):
+    unmeasured = [f"trecvit_kernels/{name}.py" for name in ("cli", "_inference", "_training_commands")]
+    for name in ("csrc/op/cpu.cpp", "trecvit_kernels/ops/op.py", "CMakeLists.txt", *unmeasured):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("one")
     monkeypatch.setattr(results, "ROOT", tmp_path / "benchmarks")
     digest = results.kernels_digest.__wrapped__
     first = digest()
-    (tmp_path / "trecvit_kernels/cli.py").write_text("two")
+    for name in unmeasured:
+        assert (Path(__file__).parents[2] / name).exists()
+        (tmp_path / name).write_text("two")
+    (tmp_path / "trecvit_kernels/ops/op.py").write_text('"""Words."""\n\none  # more of them')
     assert digest() == first
     (tmp_path / "csrc/op/cpu.cpp").write_text("two")
     second = digest()

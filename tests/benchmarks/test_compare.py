@@ -92,6 +92,28 @@ def test_compare_finds_what_is_slower_beyond_noise(tmp_path: Path) -> None:
     assert invoke_compare(old, new)[0] == 0
 
 
+def test_another_fastest_peer_is_compared_by_the_one_that_both_tried(tmp_path: Path) -> None:
+    names = ["eager", "compiled"]
+
+    def write_one(name: str, peer: str, ratio: float, tried: dict[str, float]) -> Path:
+        row = result("op", ratio, peer, peers=names, tried=tried)
+        return write(tmp_path / name, [row], [])
+
+    old = write_one("old.json", "eager", 4.0, {"eager": 4.0, "compiled": 5.0})
+    much = write_one("much.json", "compiled", 2.0, {"eager": 2.2, "compiled": 2.0})  # eager: 2.2 now
+    found = compare.compare(old, much)
+    assert [(change.what, change.new) for change in found.slower] == [("op, against eager", "2.2×")]
+    assert not found.open and invoke_compare(old, much, "--fail")[0] == 1
+    little = write_one(
+        "little.json", "compiled", 3.0, {"eager": 3.2, "compiled": 3.0}
+    )  # within what a try says
+    assert compare.compare(old, little).same == 1
+    untried = write_one("untried.json", "compiled", 2.0, {})  # compiled: 5.0 then, 2.0 now
+    assert [change.what for change in compare.compare(old, untried).slower] == ["op, against compiled"]
+    floor = result("op", 1.0, "copy", floor=True, peers=["copy", "clone"], tried={"copy": 2.0, "clone": 1.0})
+    assert compare._against(floor, "clone").ratio == 2.0  # type: ignore[union-attr]
+
+
 def test_compare_of_two_machines_takes_no_seconds(tmp_path: Path) -> None:
     def records(seconds: float) -> list[Record]:
         return [Record("scaling", "gated_lru", {"size": 8}, {"seconds": seconds, "bytes": 64})]

@@ -12,6 +12,7 @@ import torch
 from benchmarks.rows import measure
 from benchmarks.setting import Setting
 from benchmarks.suites import integrations
+from trecvit_kernels.ops import _products
 
 pytest.importorskip("transformers")
 
@@ -55,6 +56,22 @@ def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = integrations.rows(Setting(tiny=True, dtypes=(torch.float32,)))
     results = [measure(row) for row in rows if "RG-LRU, forward" in row.what]
     assert results and all(result.note.startswith("not timed, wrong result") for result in results)
+
+
+def test_peers_multiply_as_ours_where_products_have_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_products, "WIDENED", frozenset([torch.bfloat16]))
+    at = Setting(tiny=True, dtypes=(torch.bfloat16,))
+    results = [measure(row) for row in integrations.rows(at) if "RG-LRU, f" in row.what]
+    assert [list(result.peers) for result in results] == [
+        ["transformers' own", "transformers' own, in float32"]
+    ] * 2
+    assert all(result.ratio is not None and len(result.tried) == 2 for result in results), results
+    monkeypatch.setattr(integrations, "_rg_lru_case", lambda *_: None)
+    monkeypatch.setattr(integrations, "_decoding_case", lambda *_: None)
+    monkeypatch.setattr(integrations, "_rows_of", lambda at, case: iter([case]))
+    monkeypatch.setattr(integrations, "_model_cases", lambda *_: iter(["model"]))
+    for dtype, there in ((torch.bfloat16, False), (torch.float32, True)):
+        assert ("model" in list(integrations.rows(Setting(dtypes=(dtype,))))) == there
 
 
 def test_settings_are_kept_to() -> None:

@@ -185,6 +185,22 @@ def test_every_row_of_the_streaming_suite_has_numbers() -> None:
         assert record.values["frames_per_second"] == pytest.approx(1 / record.values["mean"])
 
 
+def test_a_long_stream_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whose memory nothing of this one is."""
+    ballast = torch.ones(2**27)  # 512 MiB
+    found = streaming._in_a_process(TINY, "TRecViT-S", torch.float32, "reference", 8)
+    assert len(found["latencies"]) == 8
+    assert 0 < max(found["resident"]) < streaming.resident_bytes() - ballast.nbytes // 2
+    with pytest.raises(RuntimeError, match="process ended with 1"):
+        streaming._in_a_process(TINY, "no such model", torch.float32, "reference", 8)
+    monkeypatch.setattr(streaming, "_in_a_process", lambda *arguments: {"arguments": arguments})
+    monkeypatch.setattr(models, "check_streaming", lambda model: "")
+    monkeypatch.setattr(models, "build", lambda *arguments: torch.nn.Linear(1, 1))
+    at = Setting(quick=True)
+    found = streaming._checked_stream(at, "TRecViT-S", torch.float32, "reference", 8)
+    assert found["arguments"] == (at, "TRecViT-S", torch.float32, "reference", 8)
+
+
 def test_state_bytes_are_those_of_the_model() -> None:
     model = models.build(TINY, "trecvit_base", torch.bfloat16)
     assert streaming.stream(model, 3)["state_bytes"] == model.init_state(1).nbytes

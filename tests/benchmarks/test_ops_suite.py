@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 import trecvit_kernels as tk
 from benchmarks.gpu import peers as gpu_peers
@@ -22,6 +24,7 @@ from benchmarks.ops.calls import row_label
 from benchmarks.rows import Comparison, measure
 from benchmarks.setting import Setting
 from benchmarks.suites import ops
+from trecvit_kernels.ops import _products
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _TINY = Setting(tiny=True)
@@ -94,6 +97,70 @@ def test_16_bit_peers_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype)
             assert not measure(row).note, row.what
 
 
+@pytest.mark.parametrize("has", [False, True], ids=["emulated", "instructions"])
+def test_16_bit_peers_multiply_as_ours_does(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    """In float32 where the CPU has no instructions for 16-bit products."""
+    monkeypatch.setattr(_products, "WIDENED", frozenset() if has else frozenset([torch.bfloat16]))
+    seen: set[tuple[str, torch.dtype]] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.einsum, torch.nn.functional.scaled_dot_product_attention):
+                seen.update((name, t.dtype) for t in tree_leaves(args) if isinstance(t, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    for name in ("recurrent_mixer", "spatial_attention"):
+        room = next(room for room in ops_rooms.rooms() if room.name == name)
+        (case, *_) = room.sized([torch.bfloat16], tiny=True)
+        arguments = room.cases.make_inputs(case)
+        for rival in ops_peers.rivals(room, case, _TINY, "forward", room.available("cpu")[0]):
+            with Watch():
+                assert rival.function(**arguments).dtype == torch.bfloat16, rival.name
+    wanted = torch.bfloat16 if has else torch.float32
+    assert seen == {("recurrent_mixer", wanted), ("spatial_attention", wanted)}
+
+
+def test_what_a_target_compares_is_compared_once() -> None:
+    """Rows with targets have all the peers that the others would have."""
+    rows = [row for row in ops.rows(_TINY) if not row.floor]
+    pairs = [(row.what, peer.name) for row in rows for peer in row.peers]
+    assert len(set(pairs)) == len(pairs)
+    judged = {row.what for row in rows if row.limit is not None}
+    case = ops_rooms.shrunk(ops_targets.GATED_LRU[0][0])
+    room = next(room for room in ops_rooms.rooms() if room.name == "gated_lru")
+    for direction in ops.DIRECTIONS:
+        what = row_label("gated_lru", case, direction)
+        assert what in judged
+        names = {rival.name for rival in ops_peers.rivals(room, case, _TINY, direction, "native")}
+        assert names <= {name for label, name in pairs if label == what}
+
+
+def test_what_is_compiled_on_a_cpu() -> None:
+    """Both directions, as far as it is worth the wait."""
+    at, found = Setting(), set()
+    for room in ops_rooms.rooms():
+        for case in room.sized([torch.float32, torch.bfloat16, torch.float16]):
+            for direction in ops.DIRECTIONS:
+                rivals = ops_peers.rivals(room, case, at, direction, "native")
+                if any(rival.name.startswith("torch.compile") for rival in rivals):
+                    frames = getattr(case, "frames", 1)
+                    kind = getattr(case, "complex", case.dtype.is_complex)
+                    found.add((room.name, str(case.dtype), kind, direction, frames))
+    for name, dtype, is_complex, forward, training in (
+        ("gated_lru", "torch.float32", False, 32, 16),  # with targets also 32
+        ("gated_lru", "torch.bfloat16", False, 16, 16),
+        ("gated_lru", "torch.float32", True, 16, 16),
+        ("linear_scan", "torch.float32", False, 32, 32),
+        ("recurrent_mixer", "torch.float32", False, 32, 8),
+        ("recurrent_mixer", "torch.bfloat16", False, 8, 8),
+        ("spatial_attention", "torch.float32", False, 1, 1),
+    ):
+        for direction, most in zip(ops.DIRECTIONS, (forward, training), strict=True):
+            key = (name, dtype, is_complex, direction)
+            assert max(frames for *other, frames in found if tuple(other) == key) == most
+    assert not any(dtype in ("torch.float16", "torch.complex64") for _, dtype, *_ in found)
+
+
 class _WrongGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: torch.Tensor) -> torch.Tensor:
@@ -157,6 +224,7 @@ def test_peers_on_a_gpu() -> None:
         "gates + fused_recurrent_hgrn",
         "gates + chunk_hgrn",
         "gates + accelerated_scan.scalar",
+        "gates + accelerated_scan.warp",
     }
     assert found["linear_scan", False] >= {
         "accelerated_scan.scalar",

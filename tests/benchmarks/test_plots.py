@@ -43,7 +43,15 @@ SCALING = [
 ]
 RECORDS = [*COSTS, STREAM, *SCALING]
 RESULTS = [
-    Result("ops", "scan forward, float32, (2, 3)", "copy", 1e-3, 5e-4, floor=True, nbytes=5_000_000),
+    Result(
+        "ops",
+        "scan forward, float32, (2, 3)",
+        "copy of the same bytes",
+        1e-3,
+        5e-4,
+        floor=True,
+        nbytes=5_000_000,
+    ),
     Result("ops", "scan forward, float32, (2, 3)", "eager", 1e-3, 5e-3, nbytes=5_000_000),
     Result("ops", "scan forward + backward, float32, (2, 3)", "eager", 4e-3, 5e-2, nbytes=10_000_000),
 ]
@@ -114,7 +122,7 @@ def test_costs_name_lines_units_and_the_paper(drawn) -> None:
         "frames of 224²",
     ):
         assert word in words
-    for line in ("TRecViT-B", "ViViT-L 1×16×16", "ViViT-L, eager attention", "ViViT-L, flash attention"):
+    for line in ("TRecViT-B", "ViViT-L 1×16×16", "ViViT-L 1×16×16, eager", "ViViT-L 1×16×16, flash"):
         assert line in words
     assert "paper, read from its figure 3 by eye" in words
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in figure.axes)
@@ -126,10 +134,29 @@ def test_costs_of_one_suite_are_one_panel(drawn) -> None:
 
 def test_bandwidth_shows_shares_and_the_floor(drawn) -> None:
     words = _words(drawn(plots.bandwidth, RESULTS, 1e10))
-    for word in ("scan forward", "scan forward + backward", "float32, (2, 3)", "50 %", "25 %"):
+    title = "Bytes moved per second, of the machine's copy"
+    for word in (title, "scan forward", "scan forward + backward", "float32, (2, 3)", "50 %", "25 %"):
         assert word in words.split("\n")
     assert "floor: copy into existing memory, 10.0 GB/s" in words
     assert "share of the copy bandwidth (%)" in words
+
+
+def test_bandwidth_is_of_ops_that_bytes_bind() -> None:
+    """No op with matrix products; ticks of one kind of floor; an op's rows together, real before complex."""
+    rows = [
+        Result("ops", f"{op} {direction}, float32, (2,)", peer, 1e-3, 1e-3, nbytes=10**6, floor=True)
+        for op in ("scan", "recurrent_mixer", "complex lru", "spatial_attention", "lru")
+        for direction in ("forward + backward", "forward")
+        for peer in ("copy of the same bytes, same allocations", "copy of the same bytes")
+    ]
+    names = [
+        f"{op} {way}" for op in ("lru", "complex lru", "scan") for way in ("forward", "forward + backward")
+    ]
+    bars = plots._bars(rows, 1e10)
+    assert [bar[0] for bar in bars] == names
+    assert all(bar[3] is not None for bar in bars)
+    assert all(bar[3] is None for bar in plots._bars(rows[::2], 1e10))
+    assert plots.drawable([row for row in rows if row.what.startswith("recurrent_mixer")], []) == []
 
 
 def test_of_many_rows_the_largest_in_the_usual_dtype_are_drawn() -> None:
@@ -168,11 +195,30 @@ def test_scaling_shows_the_slopes(drawn) -> None:
         assert word in words
 
 
+def test_a_line_looks_the_same_over_every_axis(drawn) -> None:
+    records = [
+        Record("scaling", what, {"axis": axis, "size": size}, {"seconds": float(size), "bytes": 1e6 * size})
+        for axis, names in (("frames", ("other", "scan, 8 frames")), ("batch", ("scan, 4 frames", "other")))
+        for what in names
+        for size in (1, 2, 4)
+    ]
+    figure = drawn(plots.scaling, records)
+    looks: dict[str, set[tuple[str, str]]] = {}
+    for axes in figure.axes:
+        if legend := axes.get_legend():
+            assert legend.get_title().get_text() == "slopes fitted to the upper half"
+            for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
+                name = text.get_text().partition(",")[0]
+                looks.setdefault(name, set()).add((line.get_color(), line.get_marker()))
+    assert {name: len(found) for name, found in looks.items()} == {"other": 1, "scan": 1}
+    assert looks["other"] != looks["scan"]
+
+
 @pytest.mark.parametrize(
     "make, arguments, message",
     (
         (plots.costs, ([],), "costs: no records of the suites flops or memory"),
-        (plots.bandwidth, ([], 1e10), "bandwidth: no result has bytes and a time"),
+        (plots.bandwidth, ([], 1e10), "bandwidth: no result of an op .* has bytes and a time"),
         (plots.streaming, ([],), "streaming: no record .* has latencies"),
         (plots.scaling, ([],), "scaling: no record .* has a size"),
     ),
