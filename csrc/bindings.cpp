@@ -1,5 +1,5 @@
 // The Python module trecvit_kernels._native: pointers as integers, sizes and element strides in; tensors are
-// allocated and checked by the Python side (ops/<op>/native.py).
+// allocated and checked by the Python side (ops/<op>/_compiled.py or native.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -99,7 +99,7 @@ PYBIND11_MODULE(_native, m) {
     const MemoryUse use = memory_use();
     return py::make_tuple(use.used, use.kept);
   }, "Bytes in live outputs that `empty` made, and bytes kept for later ones.");
-  // Launchers take their arguments in the order in which ops/<op>/native.py lists them.
+  // Launchers take their arguments in the order in which ops/<op>/_compiled.py or native.py lists them.
   m.def("gated_lru_forward", launcher<GatedLruForward>([] { return gated_lru_kernels().forward; }));
   m.def("gated_lru_backward", launcher<GatedLruBackward>([] { return gated_lru_kernels().backward; }));
   m.def("gelu_forward", launcher<GeluForward>([] { return gelu_kernels().forward; }));

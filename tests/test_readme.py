@@ -51,12 +51,16 @@ def test_names_that_the_text_uses_exist() -> None:
 
 
 def test_support_table_lists_what_the_ops_offer() -> None:
-    offered: dict[str, list[str]] = {}
-    for op, backend in re.findall(
-        r"^\| (?:`(\w+)`[^|]*)?\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE
-    ):
-        name = op or next(reversed(offered))  # an empty first cell continues the op above
-        offered.setdefault(name, []).append(backend)
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| (op \||`\w+`.*[✓–])", line)
+    ]
+    backends = [re.match(r"`(\w+)`", cell)[1] for cell in rows[0][1:]]
+    offered = {
+        re.match(r"`(\w+)`", op)[1]: {name for name, cell in zip(backends, cells, strict=True) if cell == "✓"}
+        for op, *cells in rows[1:]
+    }
     assert set(offered) == {"linear_scan", "gated_lru", "recurrent_mixer", "spatial_attention"}
-    for name, backends in offered.items():
-        assert set(backends) == set(importlib.import_module(f"trecvit_kernels.ops.{name}.op").BACKENDS)
+    for name, found in offered.items():
+        assert found == set(importlib.import_module(f"trecvit_kernels.ops.{name}.op").BACKENDS), name

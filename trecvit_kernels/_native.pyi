@@ -1,4 +1,4 @@
-"""The compiled extension, csrc/bindings.cpp. Launchers are untyped: ops/*/native.py is their only caller."""
+"""The compiled extension, csrc/bindings.cpp. Launchers, for ops/_native.py and ops/*/native.py, are untyped."""
 
 from typing import Any
 

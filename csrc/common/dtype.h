@@ -7,7 +7,7 @@
 
 namespace trecvit {
 
-// Codes that the Python side passes; the order is fixed there (ops/_native.py).
+// Codes that the Python side passes; the order is fixed there (DTYPE_CODES in ops/_compiled.py).
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kComplex64 = 4, kComplex128 = 5 };
 
 struct BFloat16 {

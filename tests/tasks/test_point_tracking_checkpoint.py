@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trecvit_kernels.tasks._weights import read_weights
 from trecvit_kernels.tasks.point_tracking import (
     PointTracker,
     PointTrackerConfig,
@@ -113,7 +114,7 @@ def test_every_row_of_the_key_map(model: PointTracker, tapnext: Path, tmp_path: 
 
 
 def test_shapes_of_tapnext_b(tapnext: Path) -> None:
-    """The released size: every name and shape of the key map, and the number of parameters that FACTS.md gives."""
+    """The released size: every name and shape of the key map, and the number of parameters of the released file."""
     with torch.device("meta"):
         model = PointTracker(PointTrackerConfig())
     assert sum(p.numel() for p in model.parameters()) == 194_202_881
@@ -206,6 +207,23 @@ def test_damaged_files(model: PointTracker, tmp_path: Path, ending: str) -> None
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"load_tapnext_checkpoint: .*weights{ending}"):
             load_tapnext_checkpoint(path)
+
+
+def test_changed_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    """PyTorch's reader meets them as IndexError, struct.error, AssertionError or whatever else."""
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.ones(3), "b": torch.zeros(2, 2)}, path)
+    content, generator, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        changed = bytearray(content)
+        for place in generator.integers(len(content), size=3):
+            changed[place] = generator.integers(256)
+        path.write_bytes(changed)
+        try:
+            read_weights("load", path)
+        except ValueError as error:
+            refused += str(error).startswith(f"load: {path} must be a complete PyTorch file")
+    assert refused > 30
 
 
 def test_other_files_are_refused(model: PointTracker, tmp_path: Path) -> None:
