@@ -111,6 +111,11 @@ def file_to_save(at: Setting, fresh: bool) -> Path:
     return path if differences(results.load(before)[-1], about) else before
 
 
+def _rates(at: Setting, about: dict[str, Any]) -> dict[str, float]:
+    no_rates = [f"matmul_{name}" for name in about["multiplied_in_float32"]]  # they are float32's
+    return {name: rate for name, rate in hardware.rates(at).items() if name not in no_rates}
+
+
 def open_ledger(
     path: Path | None, at: Setting, command: str, fresh: bool, say: Callable[[str], None]
 ) -> Ledger:
@@ -133,14 +138,15 @@ def open_ledger(
             commands = old["command"].split(" && ")
             about["command"] = " && ".join(commands if command in commands else [*commands, command])
             entries: list[Found] = [*rows, *records]
-            return Ledger(path, {**about, "rates": old["rates"]}, {found.key: found for found in entries})
+            # Ceilings: the higher of now and before, when the machine may have been busy.
+            rates = {n: max(rate, old["rates"].get(n, 0.0)) for n, rate in _rates(at, about).items()}
+            return Ledger(path, {**about, "rates": rates}, {found.key: found for found in entries})
         kept = path.with_name(path.name + ".old")
         path.replace(kept)
         say(
             f"{path} has other {', '.join(different)}: all rows are measured anew; the old file is {kept.name}"
         )
-    no_rates = [f"matmul_{name}" for name in about["multiplied_in_float32"]]  # they are float32's
-    about["rates"] = {name: rate for name, rate in hardware.rates(at).items() if name not in no_rates}
+    about["rates"] = _rates(at, about)
     return Ledger(path, about)
 
 

@@ -351,6 +351,19 @@ def test_midnight_does_not_split_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.file_to_save(at, fresh=False) != before
 
 
+def test_a_continued_file_keeps_the_highest_ceilings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have been busy when the file was begun."""
+    at, path = Setting("cpu", (), quick=True, tiny=True, floors_only=False), tmp_path / "results.json"
+    for measured, kept in (
+        ({"copy": 2.0, "matmul": 5.0},) * 2,
+        ({"copy": 3.0, "matmul": 4.0}, {"copy": 3.0, "matmul": 5.0}),
+    ):
+        monkeypatch.setattr(hardware, "rates", lambda at, measured=measured: dict(measured))
+        ledger = run.open_ledger(path, at, "command", fresh=False, say=print)
+        ledger.write()
+        assert results.load(path)[-1]["rates"] == ledger.about["rates"] == kept
+
+
 @pytest.mark.slow
 def test_micro_benchmarks_run_under_pytest_benchmark() -> None:
     words = [
