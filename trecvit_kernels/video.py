@@ -46,8 +46,8 @@ def read_clip(
     of a video that is 224 x 224 already. Rotation recorded by phones is applied; pixels are taken as square;
     time stamps are ignored (frames count).
 
-    A file that is cut off is an error as soon as the cut is met. Matroska and MPEG-TS files do not say how
-    many frames they should have: cut between two frames, they are shorter videos.
+    A file that is cut off is an error as soon as the cut is met. Matroska (WebM), MPEG-TS and GIF files do not say
+    how many frames they should have: cut between two frames, they are shorter videos.
 
     Args:
         source: a path, or a binary file object, read from its present position and left open. No URLs.

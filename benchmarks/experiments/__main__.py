@@ -19,9 +19,9 @@ from benchmarks.results import today
 _HELP = """Train small models on real pixels and write what they learned into docs/experiments.md.
 
 \b
-python -m benchmarks.experiments            all experiments, each under 15 minutes on two cores
-python -m benchmarks.experiments memory     one of them
-python -m benchmarks.experiments report     the page and its figures again, from the result files
+python -m benchmarks.experiments               all experiments, each under 15 minutes on two cores
+python -m benchmarks.experiments memorisation  one of them
+python -m benchmarks.experiments report        the page and its figures again, from the result files
 
 \b
 Experiments:

@@ -24,7 +24,7 @@ minutes.
 
 ```sh
 python -m benchmarks.experiments               # all of them; pip install 'trecvit-kernels[benchmarks]'
-python -m benchmarks.experiments memory        # one
+python -m benchmarks.experiments memorisation  # one
 python -m benchmarks.experiments report        # this page and its figures, from the result files
 ```
 

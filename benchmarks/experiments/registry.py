@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.experiments import frame_rates, memory, pretraining, temporal_order, tracking
+from benchmarks.experiments import frame_rates, memorisation, pretraining, temporal_order, tracking
 from benchmarks.experiments.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (temporal_order, frame_rates, pretraining, memory, tracking)
+    for module in (temporal_order, frame_rates, pretraining, memorisation, tracking)
 }

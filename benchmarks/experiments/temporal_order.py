@@ -80,20 +80,21 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
     """Test accuracy over training, a panel per question."""
     panels = []
     for kind, words in _WORDS.items():
-        modules = _QUESTIONS[kind][3]
-        lines = {module: evaluations(outcomes[f"{kind}: {module}"], "top1") for module in modules}
+        lines = {}
+        for module in reversed(_QUESTIONS[kind][3]):  # our module last, so that no other hides it
+            steps, accuracies = evaluations(outcomes[f"{kind}: {module}"], "top1")
+            lines[module] = steps, [100 * accuracy for accuracy in accuracies]
         panels.append(
             plots.Panel(
                 words.capitalize(),
                 lines,
                 "training step",
-                "test accuracy",
-                (CHANCE, "chance"),
-                None,
-                (0.45, 1.02),
+                "test accuracy, %",
+                (100 * CHANCE, "chance"),
+                limits=(45, 102),
             )
         )
-    return plots.curves(plt, theme, panels, order=list(MODULES))
+    return plots.curves(plt, theme, panels, order=list(MODULES), dashed=("none",))
 
 
 def _accuracy(outcomes: Outcomes, kind: str, module: str) -> float:

@@ -89,9 +89,16 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
     for name in _SCENES:
         steps, errors = evaluations(outcomes[name], "mean_error")
         lines = {"tracker": (steps, [error * _TO_PIXELS for error in errors])}
-        still = (_pixels(outcomes, name, "static_error"), "static points")
+        still = _pixels(outcomes, name, "static_error")
         panels.append(
-            plots.Panel(name.capitalize(), lines, "training step", f"mean error, pixels of {_SIZE[0]}", still)
+            plots.Panel(
+                name.capitalize(),
+                lines,
+                "training step",
+                f"mean error, pixels of {_SIZE[0]}",
+                (still, "static points"),
+                limits=(0, 1.1 * max(still, *lines["tracker"][1])),
+            )
         )
     return plots.curves(plt, theme, panels, order=["tracker"])
 

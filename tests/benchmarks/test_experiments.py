@@ -224,6 +224,6 @@ def test_claims_can_fail() -> None:
 def test_wrong_names_are_refused(tmp_path: Path) -> None:
     from benchmarks.experiments.__main__ import app
 
-    result = CliRunner().invoke(app, ["memory", "flying"])
+    result = CliRunner().invoke(app, ["memorisation", "flying"])
     assert result.exit_code == 2 and "flying: known are temporal_order" in " ".join(result.output.split())
-    assert CliRunner().invoke(app, ["memory", "--tiny"]).exit_code == 2
+    assert CliRunner().invoke(app, ["memorisation", "--tiny"]).exit_code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -109,9 +111,9 @@ def recurrent_mixer(  # type: ignore[no-untyped-def]
 
 
 def spatial_attention(qkv, num_heads, *, scale=None):  # type: ignore[no-untyped-def]
-    tokens = qkv.shape[-2]
-    packed = qkv.reshape(-1, tokens, 3, num_heads, qkv.shape[-1] // (3 * num_heads))
-    dim = packed.shape[-1]
+    *lead, tokens, width = qkv.shape
+    dim = width // (3 * num_heads)
+    packed = qkv.reshape(math.prod(lead), tokens, 3, num_heads, dim)
     out = np.zeros((packed.shape[0], tokens, num_heads, dim))
     for frame in range(packed.shape[0]):
         for head in range(num_heads):

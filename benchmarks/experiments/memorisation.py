@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from benchmarks.experiments import plots
@@ -103,18 +104,21 @@ def draw(plt: Any, theme: Any, outcomes: Outcomes) -> Any:
     panels = []
     tests = {
         "": "16 frames, as in training",
-        _SAME_FRAME: "48 frames: frame 15 − k",
-        _SAME_K: "48 frames: frame 47 − k",
+        _SAME_FRAME: f"{_SAME_FRAME} (15 − k)",
+        _SAME_K: f"{_SAME_K} (47 − k)",
     }
     for where, title in tests.items():
         lines = {module: (_K, [_psnr(outcomes, module, k, where) for k in _K]) for module in _COMPARED}
         lines[_LAST] = (_K, [_psnr(outcomes, _COMPARED[0], k, where, "psnr_of_last_frame") for k in _K])
         panels.append(plots.Panel(title, lines, "k", "PSNR, dB", ticks=_K))
+    every = [value for panel in panels for _, values in panel.lines.values() for value in values]
+    limits = min(every) - 0.5, max(every) + 0.5  # of all panels, which are to be compared
+    panels = [dataclasses.replace(panel, limits=limits) for panel in panels]
     return plots.curves(plt, theme, panels, order=(*_COMPARED, "", _LAST), dashed=(_LAST,))
 
 
 EXPERIMENT = Experiment(
-    name="memory",
+    name="memorisation",
     title="Memorisation against k",
     about=(
         "A camera walks over a photograph, turning and zooming (16 × 16 pixels, patches of 4). From the tokens of the"
