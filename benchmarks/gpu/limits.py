@@ -6,9 +6,8 @@ import contextlib
 import signal
 from collections.abc import Iterator, Mapping
 
-_AGAIN = (
-    4.0  # seconds; an alarm that only cost a slow peer its place leaves so much for everything that follows
-)
+# Seconds: an alarm that only cost a slow peer its place leaves so much for everything that follows.
+_AGAIN = 4.0
 
 
 class OutOfTime(Exception):

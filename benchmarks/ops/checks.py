@@ -147,11 +147,11 @@ def _linear_scan_by_doubling(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Doubling(torch.autograd.Function):
-    """h_t = a_t h_{t-1} + b_t along dim 1 from zero, with the gradients of DESIGN's section 3: no step is saved."""
+    """h_t = a_t h_{t-1} + b_t along dim 1 from zero, with the gradients of docs/design.md: no step is saved."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        h = _doubled(a, b)
+        h = scan_by_doubling(a, b)
         ctx.save_for_backward(a, h)
         return h
 
@@ -159,13 +159,13 @@ class _Doubling(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors
         later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1).conj()
-        g = _doubled(later.flip(1), dh.flip(1)).flip(1)
+        g = scan_by_doubling(later.flip(1), dh.flip(1)).flip(1)
         before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
         return before.conj() * g, g
 
 
-def _doubled(a: Tensor, b: Tensor) -> Tensor:
-    """Every step joins each frame's run with the one before it: log2(T) steps of a few operations each."""
+def scan_by_doubling(a: Tensor, b: Tensor) -> Tensor:
+    """h_t = a_t h_{t-1} + b_t along dim 1 from zero, in log2(T) steps: each joins a frame's run with the one before."""
     step = 1
     while step < b.shape[1]:
         b = torch.cat([b[:, :step], b[:, step:] + a[:, step:] * b[:, :-step]], dim=1)
